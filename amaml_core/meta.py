@@ -1,0 +1,81 @@
+"""The meta-gradient, the same five lines for every method: adapt, query gradient, pull back, average over tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .adjoint import Pullback
+from .problem import Problem, check_theta
+from .tasks import Tasks
+
+
+class Method(Protocol):
+    """What a method is: ``(problem, theta (P,), tasks) -> (adapted (B, P), pullback (B, P) -> (B, P))``.
+
+    ``stats`` is a dictionary that the method may fill with what it did. ``inner_step`` gives one step of its inner loop.
+    """
+
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]: ...
+
+    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks): ...
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """An estimate of the meta-gradient. All tensors are detached.
+
+    Attributes:
+        gradient: (P,), the mean over tasks.
+        query_loss: (B,), at the adapted parameters.
+        adapted: (B, P).
+        stats: what the method did: inner steps, gradient evaluations, residuals, ...
+    """
+
+    gradient: Tensor
+    query_loss: Tensor
+    adapted: Tensor
+    stats: dict = field(default_factory=dict)
+
+
+@torch.no_grad()
+def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> MetaGradient:
+    r"""The gradient of the mean query loss at the adapted parameters with respect to the initialisation.
+
+    :math:`\frac1B\sum_b \text{pullback}_b\bigl(\nabla L^b_\text{query}(u_b)\bigr)`, in chunks of ``problem.chunk_size`` tasks.
+
+    Args:
+        method: for example ``AMAML(horizon=0.5, solver=Euler(steps=50))``.
+        problem: model and loss.
+        theta: initialisation (P,).
+        tasks: B tasks, in theta's dtype and on theta's device.
+
+    Raises:
+        ValueError: theta does not fit the model, or dtypes or devices differ.
+    """
+    check_theta(problem, theta, tasks)
+    pieces = [_of_chunk(method, problem, theta, chunk) for chunk in tasks.split(problem.chunk_size)]
+    gradients, query_losses, adapted, stats = zip(*pieces, strict=True)
+    return MetaGradient(
+        gradient=torch.cat(gradients).mean(0),  # (B, P) -> (P,)
+        query_loss=torch.cat(query_losses),
+        adapted=torch.cat(adapted),
+        stats=_join(stats),
+    )
+
+
+def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor, dict]:
+    stats: dict = {}
+    adapted, pullback = method(problem, theta, tasks, stats)
+    query_loss, gradient = problem.query_loss_and_gradient(adapted, tasks)
+    return pullback(gradient), query_loss, adapted, stats
+
+
+def _join(stats: tuple[dict, ...]) -> dict:
+    """One dictionary for all chunks: per-task tensors are joined, settings are the same in each."""
+    return {
+        key: torch.cat([s[key] for s in stats]) if isinstance(value, Tensor) else value for key, value in stats[0].items()
+    }

@@ -1,0 +1,32 @@
+"""FOMAML: pretend that the adapted parameters move with theta one to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..adjoint import Pullback
+from ..problem import Problem
+from ..tasks import Tasks
+from .descent import Descent, record
+
+
+@dataclass(frozen=True)
+class FOMAML(Descent):
+    """First-order MAML: adapts by gradient descent, and its pullback is the identity.
+
+    Args:
+        lr: inner learning rate.
+        steps: inner steps K.
+
+    Reference: Finn, Abbeel, Levine, Model-agnostic meta-learning, ICML 2017, section 5.2.
+    """
+
+    lr: float = 0.01
+    steps: int = 5
+
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]:
+        """Adapted parameters (B, P), and the identity."""
+        record(stats, steps=self.steps, gradient_evaluations=self.steps)
+        return self.descend(problem, theta, tasks), lambda gradient: gradient
