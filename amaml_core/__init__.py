@@ -1,13 +1,14 @@
 """Meta-gradients through long inner loops by adjoint methods: the code of the book *Adjoint Meta-Learning*."""
 
-from .adjoint import Store
+from .adjoint import Backsolve, Checkpoint, Store
 from .evaluation import AdamAdaptation, evaluate
-from .flow import RK4, Euler, Heun
+from .flow import RK4, DivergenceError, Dopri5, Euler, Heun
+from .inner import InnerLoop
 from .meta import MetaGradient, meta_gradient
 from .methods import AMAML, FOMAML, IMAML, MAML, GradientDescent, Reptile
 from .problem import Problem
 from .tasks import Tasks
-from .training import DivergenceError, FitResult, fit
+from .training import FitResult, fit
 
 __all__ = [
     "AMAML",
@@ -16,11 +17,15 @@ __all__ = [
     "MAML",
     "RK4",
     "AdamAdaptation",
+    "Backsolve",
+    "Checkpoint",
     "DivergenceError",
+    "Dopri5",
     "Euler",
     "FitResult",
     "GradientDescent",
     "Heun",
+    "InnerLoop",
     "MetaGradient",
     "Problem",
     "Reptile",

@@ -1,56 +1,231 @@
-r"""The backward ODE: the adjoint state lam, swept from the horizon back to t = 0.
+r"""The backward ODE: the adjoint state lam, swept from the horizon back to t = 0, and what is kept for it.
 
-The discrete adjoint of a solver is the vector-Jacobian product of its steps :math:`\Phi_k`, applied backward along the
-states that the forward solve went through:
+The discrete adjoint of a solver is the vector-Jacobian product of its steps, applied backward along the states that the
+forward solve went through:
 
 .. math:: \lambda_k = (\partial \Phi_k/\partial u)(u_k)^\top \lambda_{k+1}, \qquad \lambda_K = \nabla L_\text{query}(u_K).
 
 For Euler's method this reads :math:`\lambda_k = (I - hH(u_k))\lambda_{k+1}`, one Hessian-vector product a step. No graph spans
-more than one step. When the field also depends on theta directly (a proximal term), every step adds
-:math:`(\partial \Phi_k/\partial\theta)^\top \lambda_{k+1}` to the gradient.
+more than one step. ``Store`` keeps every state, ``Checkpoint`` recomputes some, ``Backsolve`` keeps none and reverses the flow.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
-# step(u_k, theta) -> u_{k+1}, all (B, P); theta is the task's own copy of the initialisation
-Step = Callable[[Tensor, Tensor], Tensor]
+from .chain import Chain, Gradients
+from .flow import DivergenceError
+
 # pullback(gradient at the adapted parameters (B, P)) -> gradient at theta (B, P)
 Pullback = Callable[[Tensor], Tensor]
-
-
-def step_vjp(step: Step, u: Tensor, theta: Tensor, lam: Tensor, theta_enters: bool) -> tuple[Tensor, Tensor | None]:
-    """``lam (B, P)`` pulled back through one step: the parts for ``u`` and, if ``theta_enters``, for ``theta``."""
-    u = u.detach().requires_grad_()
-    theta = theta.detach().requires_grad_(theta_enters)
-    with torch.enable_grad():
-        end = step(u, theta)
-    grads = torch.autograd.grad(end, (u, theta) if theta_enters else (u,), lam)
-    return grads[0], grads[1] if theta_enters else None
+Sweep = Callable[[Tensor], Gradients]  # query gradient (B, P) -> gradients at t = 0
 
 
 @dataclass(frozen=True)
 class Store:
-    """Keep every state of the trajectory: K + 1 times (B, P) numbers, and no state is computed twice."""
+    """Keep every state of the trajectory: (K + 1) B P numbers, and no state is computed twice.
 
-    def solve(self, step: Step, theta: Tensor, steps: int, theta_enters: bool) -> tuple[Tensor, Pullback]:
-        """Take ``steps`` steps from ``theta (B, P)``; return the last state and the sweep that pulls a gradient back to theta."""
-        trajectory = theta.new_empty((steps + 1, *theta.shape))  # (K + 1, B, P)
-        trajectory[0] = theta
-        for k in range(steps):
-            trajectory[k + 1] = step(trajectory[k], theta)
+    Args:
+        dtype: keep the states in another precision (``torch.bfloat16`` halves the memory and perturbs the gradient).
+        device: keep them elsewhere; ``"cpu"`` from a GPU puts them in pinned host memory.
+    """
 
-        def sweep(lam: Tensor) -> Tensor:
-            direct = torch.zeros_like(lam) if theta_enters else None
-            for k in reversed(range(steps)):
-                lam, part = step_vjp(step, trajectory[k], theta, lam, theta_enters)
-                if theta_enters:
-                    direct += part
-            return lam + direct if theta_enters else lam
+    dtype: torch.dtype | None = None
+    device: str | None = None
 
-        return trajectory[-1], sweep
+    def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        """Run the chain forward; return its last state (B, P) and the sweep back."""
+        states = self._record(chain, 0, len(chain), chain.theta)
+        end = states[1]
+
+        def sweep(lam: Tensor) -> Gradients:
+            return _sweep_stored(chain, 0, states[0], end, chain.start(lam))
+
+        return end, sweep
+
+    def _record(self, chain: Chain, start: int, stop: int, u: Tensor) -> tuple[Tensor, Tensor]:
+        """States start ... stop - 1 in one preallocated tensor (n, B, P), and the exact state at ``stop``."""
+        device = u.device if self.device is None else torch.device(self.device)
+        trajectory = torch.empty(
+            (stop - start, *u.shape), dtype=self.dtype or u.dtype, device=device,
+            pin_memory=device.type == "cpu" and u.device.type == "cuda",
+        )  # fmt: skip
+        for k in range(start, stop):
+            trajectory[k - start].copy_(u, non_blocking=True)
+            u = chain.forward(k, u)
+        return trajectory, u
+
+
+def _sweep_stored(chain: Chain, start: int, trajectory: Tensor, end: Tensor, gradients: Gradients) -> Gradients:
+    """From the state ``end`` back over the stored states (n, B, P), the first of which is number ``start``."""
+    u_next = end
+    for k in reversed(range(start, start + len(trajectory))):
+        u = trajectory[k - start].to(end, non_blocking=True)  # to the device and precision that the solve has
+        gradients = chain.backward(k, u, u_next, gradients)
+        u_next = u
+    return gradients
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    r"""Keep some states and recompute the others on the way back: memory for time.
+
+    Args:
+        segments: cut the trajectory into this many segments, keep the first state of each, and recompute one segment at a
+            time: about segments + K / segments states for one more forward solve. By default :math:`\lceil\sqrt K\rceil`.
+        snapshots: keep at most this many states at any time and recompute as little as that allows, by the binomial
+            schedule of Revolve. For budgets far below :math:`\sqrt K`.
+
+    Raises:
+        ValueError: both are given, or one is < 1.
+
+    Reference: Griewank and Walther, Algorithm 799: Revolve, 2000.
+    """
+
+    segments: int | None = None
+    snapshots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.segments is not None and self.snapshots is not None:
+            raise ValueError("Checkpoint takes segments or snapshots, not both")
+        for name, value in (("segments", self.segments), ("snapshots", self.snapshots)):
+            if value is not None and value < 1:
+                raise ValueError(f"Checkpoint needs {name} >= 1, not {value}")
+
+    def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        """Run the chain forward; return its last state (B, P) and the sweep back."""
+        return self._revolve(chain) if self.snapshots is not None else self._segments(chain)
+
+    def _segments(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        steps = len(chain)
+        count = min(self.segments or math.ceil(math.sqrt(steps)), steps)
+        bounds = [steps * i // count for i in range(count + 1)]
+        kept = chain.theta.new_empty((count, *chain.theta.shape))  # (segments, B, P)
+        end = chain.theta
+        for i, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            kept[i] = end
+            end = _forward(chain, start, stop, end)
+
+        def sweep(lam: Tensor) -> Gradients:
+            gradients = chain.start(lam)
+            for i in reversed(range(count)):
+                states, u = Store()._record(chain, bounds[i], bounds[i + 1], kept[i])
+                gradients = _sweep_stored(chain, bounds[i], states, u, gradients)
+            return gradients
+
+        return end, sweep
+
+    def _revolve(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        def sweep(lam: Tensor) -> Gradients:
+            return descend(0, len(chain), chain.theta, self.snapshots, chain.start(lam))
+
+        def descend(start: int, stop: int, u: Tensor, free: int, gradients: Gradients) -> Gradients:
+            # ``u``, the state at ``start``, takes one of the ``free`` snapshots.
+            while stop - start > 1:
+                split = start + (revolve_split(stop - start, free - 1) if free > 1 else stop - start - 1)
+                gradients = descend(split, stop, _forward(chain, start, split, u), max(free - 1, 1), gradients)
+                stop = split
+            u_next = chain.forward(start, u) if chain.continuous else u
+            return chain.backward(start, u, u_next, gradients)
+
+        return _forward(chain, 0, len(chain), chain.theta), sweep
+
+
+def _forward(chain: Chain, start: int, stop: int, u: Tensor) -> Tensor:
+    for k in range(start, stop):
+        u = chain.forward(k, u)
+    return u
+
+
+def revolve_split(steps: int, snapshots: int) -> int:
+    r"""Where the next snapshot goes: how many steps to take before it, with ``snapshots`` left beside the first state.
+
+    With :math:`\beta(s,r)=\binom{s+r}{s}` steps within reach of s snapshots and r repetitions, and r the least number with
+    :math:`\beta(s,r)\ge` steps, a split is optimal if either side is within its own reach.
+
+    Reference: Griewank and Walther, Algorithm 799: Revolve, 2000, section 2.
+    """
+    repetitions = 1
+    while math.comb(snapshots + repetitions, snapshots) < steps:
+        repetitions += 1
+    reach = math.comb(snapshots + repetitions - 1, snapshots)  # left of the split: the same snapshots, one repetition fewer
+    rest = math.comb(snapshots + repetitions - 2, snapshots - 1)  # right of it: one snapshot fewer; at least its lower bound
+    return max(1, min(reach, steps - rest))
+
+
+@dataclass(frozen=True)
+class Backsolve:
+    r"""Keep nothing: solve :math:`u` backward in time together with :math:`\lambda`, from u(T), by adaptive steps.
+
+    Memory does not depend on K. But a gradient flow contracts, so its reversal expands errors exponentially; the
+    reconstructed u(0) is compared with theta, and the gradient is refused when they differ.
+
+    Args:
+        rtol, atol: tolerances of torchdiffeq's dopri5.
+        drift: the largest :math:`\|u(0)-\theta\|/\|u(T)-\theta\|` of any task that is accepted.
+        max_steps: give up after this many steps.
+
+    Raises:
+        ValueError: an argument that is not positive.
+
+    Reference: Chen et al., Neural ordinary differential equations, NeurIPS 2018.
+    """
+
+    rtol: float = 1e-6
+    atol: float = 1e-8
+    drift: float = 1e-2
+    max_steps: int = 500
+
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0 and self.atol > 0 and self.drift > 0):
+            raise ValueError(f"Backsolve needs rtol, atol and drift > 0, not {self}")
+
+    def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        """Run the chain forward; return its last state (B, P) and the sweep back along the reversed flow."""
+        end = _forward(chain, 0, len(chain), chain.theta)
+        horizon = chain.step_sizes.sum().item()
+
+        def sweep(lam: Tensor) -> Gradients:
+            start, gradients, reached = self.reverse(chain, end, horizon, chain.start(lam))
+            error = (start - chain.theta).norm(dim=1) / (end - chain.theta).norm(dim=1).clamp(min=torch.finfo(end.dtype).tiny)
+            if reached > 0 or not (error <= self.drift).all():  # a NaN is no number <= drift either
+                worst = error.nan_to_num(nan=math.inf).max().item()
+                raise DivergenceError(
+                    f"Backsolve cannot reverse the flow from the horizon T={horizon:g}"
+                    + (
+                        f": it is stuck at t={reached:.3g}, where the reversed flow has become too steep. "
+                        if reached > 0
+                        else f": the reconstructed u(0) misses theta by {worst:.2g} of the distance travelled ({self.drift:g} is accepted). "
+                    )
+                    + "Use Store() or Checkpoint(), shorten the horizon, or tighten rtol and atol"
+                )
+            return gradients
+
+        return end, sweep
+
+    def reverse(self, chain: Chain, end: Tensor, horizon: float, gradients: Gradients) -> tuple[Tensor, Gradients, float]:
+        """Solve backward from ``end (B, P)``: the reconstructed u(0), the gradients, and the time at which it got stuck or 0."""
+        reached = [horizon]
+
+        def backward(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            reached[0] = horizon - s.item()
+            u, lam = state[0], state[1]
+            part_u, part_theta = chain._field_vjp(0, u, lam)
+            return (-chain.field(u, chain.theta, 0), part_u, *(() if part_theta is None else (part_theta,)))
+
+        state = (end, gradients.lam, *(() if gradients.theta is None else (gradients.theta,)))
+        times = torch.tensor([0.0, horizon], dtype=torch.float64, device=end.device)
+        try:
+            solution = odeint(
+                backward, state, times, rtol=self.rtol, atol=self.atol, method="dopri5", options={"max_num_steps": self.max_steps}
+            )
+        except AssertionError:  # torchdiffeq: underflow in dt, a state that is not finite, or too many steps
+            return torch.full_like(end, math.nan), gradients, max(reached[0], 1e-300)
+        last = [s[-1] for s in solution]
+        return last[0], Gradients(last[1], last[2] if len(last) > 2 else None), 0.0

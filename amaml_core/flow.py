@@ -11,9 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
+from torchdiffeq import odeint
 
 Field = Callable[[Tensor], Tensor]  # u (B, P) -> du/dt (B, P)
+
+
+class DivergenceError(ArithmeticError):
+    """Parameters, a loss or a gradient stopped being finite; the message names where and the likely cause."""
 
 
 class Tableau(NamedTuple):
@@ -64,16 +70,109 @@ class RK4(FixedStep):
     order = 4
 
 
+@dataclass(frozen=True)
+class Dopri5:
+    """The Dormand-Prince method of order 5 with step sizes chosen by torchdiffeq, jointly for all tasks of a chunk.
+
+    Args:
+        rtol, atol: relative and absolute tolerance of the local error.
+        max_steps: give up after this many steps, accepted and rejected.
+
+    Raises:
+        ValueError: a tolerance that is not positive.
+
+    Reference: Dormand and Prince, A family of embedded Runge-Kutta formulae, 1980.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-7
+    max_steps: int = 10_000
+    tableau: ClassVar[Tableau] = Tableau(
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    )
+    order: ClassVar[int] = 5
+
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"Dopri5 needs positive tolerances, not rtol={self.rtol}, atol={self.atol}")
+
+
 def runge_kutta_step(tableau: Tableau, field: Field, u: Tensor, h: float | Tensor) -> Tensor:
-    """One step of size ``h`` from ``u (B, P)``: :math:`u + h \\sum_i b_i k_i` with :math:`k_i = f(u + h \\sum_j a_{ij} k_j)`."""
+    r"""One step of size ``h`` from ``u (B, P)``: :math:`u + h \sum_i b_i k_i` with :math:`k_i = f(u + h \sum_j a_{ij} k_j)`."""
     slopes: list[Tensor] = []
     for row in tableau.a:
-        slopes.append(field(_advance(u, h, row, slopes)))
-    return _advance(u, h, tableau.b, slopes)
+        slopes.append(field(advance(u, h, row, slopes)))
+    return advance(u, h, tableau.b, slopes)
 
 
-def _advance(u: Tensor, h: float | Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def advance(u: Tensor, h: float | Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """``u + h * sum(weights * slopes)``, skipping weights of zero."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
             u = u + (h * weight) * slope
     return u
+
+
+class Grid(NamedTuple):
+    """What an adaptive solve did: the sizes of its accepted steps, and what it cost."""
+
+    step_sizes: list[float]
+    rejected: int
+    evaluations: int
+
+
+def adaptive_grid(solver: Dopri5, field: Field, u: Tensor, horizon: float) -> Grid:
+    """The steps that torchdiffeq accepts from ``u (B, P)`` to the horizon.
+
+    Replaying them with :func:`runge_kutta_step` gives the same states to rounding, and makes the discrete adjoint exact for
+    the steps that were taken. torchdiffeq steps past the horizon and interpolates back, unless told to stop there (``step_t``).
+
+    Raises:
+        DivergenceError: the step size underflows, the state is not finite, or ``max_steps`` are not enough.
+    """
+    recorder = _Recorder(field, solver.max_steps)
+    times = torch.tensor([0.0, horizon], dtype=torch.float64, device=u.device)
+    try:
+        odeint(recorder, u, times, rtol=solver.rtol, atol=solver.atol, method="dopri5", options={"step_t": times[1:]})
+    except AssertionError as error:  # torchdiffeq's own words: underflow in dt, or non-finite values in state
+        raise DivergenceError(
+            f"Dopri5 stopped at t={sum(recorder.accepted):.3g} of {horizon}: {str(error).split(':')[0]}. The flow is too steep for "
+            "these tolerances or runs off to infinity; shorten the horizon"
+        ) from None
+    return Grid(recorder.accepted, recorder.rejected, recorder.evaluations)
+
+
+class _Recorder:
+    """The field as torchdiffeq wants it, with its call-backs, which record the steps."""
+
+    def __init__(self, field: Field, max_steps: int) -> None:
+        self.field, self.max_steps = field, max_steps
+        self.accepted: list[float] = []
+        self.rejected = self.evaluations = 0
+
+    def __call__(self, t: Tensor, u: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self.field(u)
+
+    def callback_accept_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
+        self.accepted.append(h.item())
+        self._check(t)
+
+    def callback_reject_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
+        self.rejected += 1
+        self._check(t)
+
+    def _check(self, t: Tensor) -> None:
+        if len(self.accepted) + self.rejected >= self.max_steps:
+            raise DivergenceError(
+                f"Dopri5 needs more than max_steps={self.max_steps} steps (it is at t={t.item():.3g}): the flow is stiff. "
+                "Loosen the tolerances, shorten the horizon, or raise max_steps"
+            )

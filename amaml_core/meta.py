@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .adjoint import Pullback
+from .flow import DivergenceError
 from .problem import Problem, check_theta
 from .tasks import Tasks
 
@@ -55,16 +56,27 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
 
     Raises:
         ValueError: theta does not fit the model, or dtypes or devices differ.
+        DivergenceError: the inner loop of a task, or of every task where they may be skipped, is not finite.
     """
     check_theta(problem, theta, tasks)
     pieces = [_of_chunk(method, problem, theta, chunk) for chunk in tasks.split(problem.chunk_size)]
     gradients, query_losses, adapted, stats = zip(*pieces, strict=True)
+    stats = _join(stats)
     return MetaGradient(
-        gradient=torch.cat(gradients).mean(0),  # (B, P) -> (P,)
+        gradient=_mean(torch.cat(gradients), stats.get("diverged")),  # (B, P) -> (P,)
         query_loss=torch.cat(query_losses),
         adapted=torch.cat(adapted),
-        stats=_join(stats),
+        stats=stats,
     )
+
+
+def _mean(gradients: Tensor, diverged: Tensor | None) -> Tensor:
+    """The mean over the tasks that did not diverge."""
+    if diverged is None or not diverged.any():
+        return gradients.mean(0)
+    if diverged.all():
+        raise DivergenceError("the inner loop of every task diverged: the inner step size is too large for the support loss")
+    return gradients[~diverged].mean(0)
 
 
 def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor, dict]:

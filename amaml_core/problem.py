@@ -59,6 +59,19 @@ class Problem:
         """P, the number of parameters."""
         return sum(math.prod(shape) for shape in self._shapes.values())
 
+    def groups(self, count: int) -> Tensor | None:
+        """The group (P,) of each parameter: its tensor's number in ``named_parameters()`` order; ``None`` for one group.
+
+        Raises:
+            ValueError: ``count`` is neither 1 nor the number of parameter tensors.
+        """
+        if count == 1:
+            return None
+        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        if count != len(sizes):
+            raise ValueError(f"{count} groups of step sizes do not fit the model's {len(sizes)} parameter tensors")
+        return torch.repeat_interleave(torch.arange(count), torch.tensor(sizes)).to(next(self.model.parameters()).device)
+
     def initial_parameters(self) -> Tensor:
         """The model's own parameters, flat, detached: ``theta (P,)`` in ``named_parameters()`` order."""
         return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])

@@ -15,16 +15,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .flow import DivergenceError
 from .meta import MetaGradient, Method, meta_gradient
 from .problem import Problem
 from .records import write_beside
 from .tasks import Tasks
 
 SAVE_EVERY_SECONDS = 30.0
-
-
-class DivergenceError(ArithmeticError):
-    """The loss, the adapted parameters or the gradient stopped being finite; the message names the step and the likely cause."""
 
 
 @dataclass(frozen=True)

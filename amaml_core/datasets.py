@@ -1,0 +1,212 @@
+"""Prepared data sets, checked as they are read, and stand-ins where they are absent.
+
+``make data`` prepares them under ``$AMAML_DATA`` (by default ``data/`` beside the ``amaml_core`` folder, the root of a
+checkout).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .stand_ins import glyph_images, low_rank_ratings
+
+RATINGS = {"jester-1": "Jester-1", "ml-100k": "MovieLens 100K", "ml-1m": "MovieLens 1M"}
+# Smaller than the real data, and like it in scale and sparsity as far as the chapters notice.
+STAND_IN_RATINGS = {
+    "jester-1": dict(users=2000, items=100, mean=0.8, std=5.2, low=-10, high=10, step=0.01, rated=1.5),
+    "ml-100k": dict(users=943, items=500, mean=3.5, std=1.1, low=1, high=5, step=1, rated=-1.5),
+    "ml-1m": dict(users=2000, items=600, mean=3.6, std=1.1, low=1, high=5, step=1, rated=-1.3),
+}
+# Number of classes of each part, in the order in which they take the stand-in's classes.
+MINI_IMAGENET = {"train": 64, "val": 16, "test": 20}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images by class.
+
+    Attributes:
+        images: uint8 (C, n, H, W) or (C, n, H, W, 3), perhaps memory-mapped.
+        classes: C entries: for Omniglot ``{"alphabet", "character", "split"}``, for mini-ImageNet ``{"character",
+            "split"}``.
+        name: "omniglot" or "mini-imagenet".
+        real: False for a stand-in.
+        description: for figure captions; a stand-in says that it is one.
+    """
+
+    images: np.ndarray = field(repr=False)
+    classes: list[dict[str, str]] = field(repr=False)
+    name: str
+    real: bool
+    description: str
+
+
+@dataclass(frozen=True, eq=False)
+class RatingData:
+    """One entry for each rating, sorted by user, then item.
+
+    Attributes:
+        user, item: int32, numbers from 0.
+        rating: float32.
+        name: "jester-1", "ml-100k" or "ml-1m".
+        real, description: as in :class:`ImageData`.
+    """
+
+    user: np.ndarray = field(repr=False)
+    item: np.ndarray = field(repr=False)
+    rating: np.ndarray = field(repr=False)
+    name: str
+    real: bool
+    description: str
+
+
+def data_root() -> Path:
+    """The folder of the prepared data: ``$AMAML_DATA`` if set, else ``data/`` beside the ``amaml_core`` folder."""
+    configured = os.environ.get("AMAML_DATA")
+    return Path(configured).expanduser() if configured else Path(__file__).resolve().parents[1] / "data"
+
+
+def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool = True) -> RatingData:
+    """Ratings of Jester-1, MovieLens 100K or MovieLens 1M.
+
+    Args:
+        name: "jester-1", "ml-100k" or "ml-1m".
+        root: folder of the prepared data, :func:`data_root` by default.
+        allow_stand_in: if the data are absent, make a low-rank matrix and say so in one printed line.
+
+    Raises:
+        FileNotFoundError: the data are absent and no stand-in is allowed.
+        ValueError: an unknown name, or prepared data that contradict their manifest; these are never replaced by a
+            stand-in.
+    """
+    if name not in RATINGS:
+        raise ValueError(f"unknown ratings {name!r}; there are {sorted(RATINGS)}")
+    folder = _folder(name, root)
+    if not folder.exists():
+        description = _announce(f"low-rank ratings ({RATINGS[name]} not prepared)", folder, allow_stand_in)
+        return RatingData(*low_rank_ratings(**STAND_IN_RATINGS[name]), name, False, description)
+    manifest = _manifest(folder, name)
+    path = folder / "ratings.npz"
+    _require(path.is_file(), folder, "ratings.npz is missing")
+    with np.load(path, allow_pickle=False) as file:
+        _require(
+            {"user", "item", "rating"} <= set(file.files), path, f"has {file.files} instead of user, item and rating"
+        )
+        user, item, rating = file["user"], file["item"], file["rating"]
+    for column, values, dtype in (("user", user, np.int32), ("item", item, np.int32), ("rating", rating, np.float32)):
+        _require(
+            values.dtype == dtype and values.shape == (len(rating),), path, f"{column} is {values.dtype} {values.shape}"
+        )
+    _require(len(rating) > 0 and min(user.min(), item.min()) >= 0, path, "it is empty or has negative numbers")
+    pair = user.astype(np.int64) * (int(item.max()) + 1) + item
+    _require(
+        bool((np.diff(pair) > 0).all()), path, "its ratings are not sorted by user and item, or a pair occurs twice"
+    )
+    _require(bool(np.isfinite(rating).all()), path, "a rating is not finite")
+    counts = manifest.get("counts", {})
+    found = {"users": int(user.max()) + 1, "items": int(item.max()) + 1, "ratings": len(rating)}
+    _require(counts == found, path, f"it holds {found}, but the manifest says {counts}")
+    return RatingData(user, item, rating, name, True, RATINGS[name])
+
+
+def load_images(
+    name: str,
+    part: Literal["train", "val", "test"] | None = None,
+    root: str | Path | None = None,
+    allow_stand_in: bool = True,
+    stand_in_classes: int = 1623,
+) -> ImageData:
+    """Omniglot, all 1,623 characters, or one part of mini-ImageNet, memory-mapped.
+
+    Args:
+        name: "omniglot" or "mini-imagenet".
+        part: of mini-ImageNet, "train" (64 classes), "val" (16) or "test" (20); none for Omniglot.
+        root: folder of the prepared data, :func:`data_root` by default.
+        allow_stand_in: if the data are absent, draw font glyphs and say so in one printed line. For mini-ImageNet they
+            are in colour, 84 x 84, 20 of each class.
+        stand_in_classes: for a quick run, how many classes the stand-in for Omniglot has.
+
+    Raises:
+        FileNotFoundError: the data are absent and no stand-in is allowed.
+        ValueError: an unknown name or part, or prepared data that contradict their manifest.
+    """
+    parts = {"omniglot": (None,), "mini-imagenet": tuple(MINI_IMAGENET)}
+    if name not in parts:
+        raise ValueError(f"unknown images {name!r}; there are {sorted(parts)}")
+    if part not in parts[name]:
+        raise ValueError(f"part of {name} must be one of {parts[name]}, not {part!r}")
+    folder = _folder(name, root)
+    if name == "omniglot":
+        if not folder.exists():
+            description = _announce("glyphs of the DejaVu fonts (Omniglot not prepared)", folder, allow_stand_in)
+            return ImageData(*glyph_images(stand_in_classes), name, False, description)
+        classes = _manifest(folder, name).get("classes", [])
+        images = _map(folder / "images.npy", (len(classes), 20, 28, 28))
+        complete = all({"alphabet", "character", "split"} <= set(entry) for entry in classes)
+        _require(complete, folder / "manifest.json", "a class lacks its alphabet, character or split")
+        return ImageData(images, classes, name, True, "Omniglot")
+    if not folder.exists():
+        description = _announce(
+            "coloured glyphs of the DejaVu fonts (mini-ImageNet not prepared)", folder, allow_stand_in
+        )
+        first = {"train": 0, "val": 64, "test": 80}[part]
+        only = slice(first, first + MINI_IMAGENET[part])
+        images, classes = glyph_images(sum(MINI_IMAGENET.values()), 20, 84, colour=True, seed=first, only=only)
+        return ImageData(images, [{**entry, "split": part} for entry in classes], name, False, description)
+    listed = _manifest(folder, name).get("classes", {}).get(part, [])
+    images = _map(folder / f"{part}.npy", (len(listed), 600, 84, 84, 3))
+    return ImageData(images, [{"character": wnid, "split": part} for wnid in listed], name, True, "mini-ImageNet")
+
+
+def _folder(name: str, root: str | Path | None) -> Path:
+    return (data_root() if root is None else Path(root)) / name
+
+
+def _announce(what: str, folder: Path, allowed: bool) -> str:
+    """The description of a stand-in, which is printed once it is certain that it will be used."""
+    if not allowed:
+        raise FileNotFoundError(
+            f"there is no {folder}: run `make data` to prepare it, or set AMAML_DATA to where it is"
+        )
+    description = f"stand-in: {what}"
+    print(f"Using a {description}; `make data` prepares the real data in {folder.parent}")
+    return description
+
+
+def _manifest(folder: Path, name: str) -> Mapping:
+    path = folder / "manifest.json"
+    _require(path.is_file(), folder, "manifest.json is missing")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete {folder} and run `make data`") from error
+    _require(
+        isinstance(manifest, dict) and manifest.get("name") == name, path, f"it does not name the data set {name!r}"
+    )
+    return manifest
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    _require(path.is_file(), path.parent, f"{path.name} is missing")
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole array ({error}); delete {path.parent} and run `make data`") from error
+    _require(
+        len(images) > 0 and images.dtype == np.uint8 and images.shape == shape,
+        path,
+        f"it is {images.dtype} {images.shape}, but its manifest calls for uint8 {shape}",
+    )
+    return images
+
+
+def _require(condition: bool, where: Path, problem: str) -> None:
+    if not condition:
+        raise ValueError(f"{where}: {problem}; delete the data set's folder and run `make data`")
