@@ -1,0 +1,84 @@
+"""Experiments in cells: each runs alone, leaves a record, and is not run again while its record stands."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..records import new_record, read_record, write_record
+
+Run = Callable[["Cell", Path], dict]  # the cell, a folder for its checkpoints -> figures
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment: its settings (JSON values) and its seed."""
+
+    experiment: str
+    settings: dict
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A file name that tells cells apart: ``ratings-profile=full-method=A-MAML-...-seed=0``."""
+        parts = [f"{key}={value}" for key, value in (self.settings | {"seed": self.seed}).items()]
+        return re.sub(r"[^\w.=+-]", "_", "-".join([self.experiment, *parts]))
+
+    def path(self, out: Path) -> Path:
+        """Where its record stands."""
+        return out / f"{self.name}.json"
+
+
+def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
+    """Run a cell and write its record, unless a valid record stands already.
+
+    Raises:
+        ValueError: the record that stands is damaged, or of another cell.
+    """
+    path = cell.path(out)
+    if path.exists() and not force:
+        record = read_record(path)
+        if (record.configuration, record.seed) != (cell.settings, cell.seed):
+            raise ValueError(f"{path} records another configuration than its name says; delete it")
+        return path
+    started = time.perf_counter()
+    figures = run(cell, out / ".scratch")
+    return write_record(new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path)
+
+
+def run_cells(cells: list[Cell], run: Run, out: Path, force: bool = False) -> list[Path]:
+    """Run all cells that have no record yet, with a progress bar that estimates the remaining time."""
+    missing = [cell for cell in cells if force or not cell.path(out).exists()]
+    with tqdm(missing, desc="cells", disable=None) as bar:
+        for cell in bar:
+            bar.set_postfix_str(cell.name[:80])
+            run_cell(cell, run, out, force)
+    return [run_cell(cell, run, out) for cell in cells]
+
+
+def program(description: str, cells: Callable[[str, int | None], list[Cell]], run: Run) -> None:
+    """The command line of an experiment module."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="full", help="smoke, book or full")
+    parser.add_argument("--out", type=Path, default=Path("results/full"), help="folder of the records")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--only", default="", help="only cells whose name contains all these words")
+    parser.add_argument("--force", action="store_true", help="run again although a record stands")
+    parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--list", action="store_true", help="print the cells and whether they have a record")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    chosen = [c for c in cells(arguments.profile, arguments.seed) if all(w in c.name for w in arguments.only.split())]
+    if not chosen:
+        parser.error(f"no cell's name contains {arguments.only!r}; --list shows them")
+    if arguments.list:
+        print("\n".join(f"{'done' if c.path(arguments.out).exists() else '    '} {c.name}" for c in chosen))
+    else:
+        run_cells(chosen, run, arguments.out, arguments.force)

@@ -1,0 +1,57 @@
+"""Meta-batches from a fixed pool of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tasks import Tasks
+from .draws import check_sizes, distinct
+
+
+@dataclass(frozen=True, eq=False)
+class PoolSampler:
+    """Meta-batches from a fixed pool of tasks: ``batch`` different tasks each time, on the pool's device.
+
+    With ``support`` and ``query`` each task that is drawn keeps only so many of its points, drawn anew each time
+    without replacement: support points from the pool's support points, query points from its query points. (The
+    released code trains like this, on 50 or 100 of 1,000 points.) By default all points stay, in their order.
+
+    Raises:
+        ValueError: sizes below 1, or more tasks or points wanted than the pool has.
+    """
+
+    pool: Tasks
+    batch: int
+    support: int | None = None
+    query: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, wanted, there in (
+            ("batch", self.batch, len(self.pool)),
+            ("support", self.support, self.pool.support_x.shape[1]),
+            ("query", self.query, self.pool.query_x.shape[1]),
+        ):
+            if wanted is not None or name == "batch":
+                check_sizes(**{name: wanted})
+                if wanted > there:
+                    what = "tasks" if name == "batch" else f"{name} points for each task"
+                    raise ValueError(f"{name}={wanted}, but the pool has only {there} {what}")
+
+    def __call__(self, generator: torch.Generator) -> Tasks:
+        """B tasks without replacement."""
+        tasks = self.pool[distinct((), len(self.pool), self.batch, generator).to(self.pool.support_x.device)]
+        support_x, support_y = _some_points(tasks.support_x, tasks.support_y, self.support, generator)
+        query_x, query_y = _some_points(tasks.query_x, tasks.query_y, self.query, generator)
+        return Tasks(support_x, support_y, query_x, query_y)
+
+
+def _some_points(x: Tensor, y: Tensor, k: int | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """k random points of each task: x (B, N, ...), y (B, N, ...) -> (B, k, ...) twice."""
+    if k is None:
+        return x, y
+    points = distinct((x.shape[0],), x.shape[1], k, generator).to(x.device)  # (B, k)
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]  # (B, 1)
+    return x[rows, points], y[rows, points]

@@ -1,0 +1,1118 @@
+"""Claims about fetching and preparing the data sets, on tiny archives laid out like the official ones."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from data_scripts import __main__ as everything
+from data_scripts import common, download, jester, mini_imagenet, movielens_1m, movielens_100k, omniglot, ratings
+from data_scripts.common import DataError, DataSet, Unreachable, command, prepare
+from data_scripts.fetch import Archive, obtain_all
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_MIRROR = os.environ.get("AMAML_MIRROR")
+
+# user, item, rating with ids from 1, not in order, and item 5 the last one
+ROWS = [(2, 5, 4), (1, 3, 1), (3, 1, 5), (1, 2, 2), (2, 1, 3), (3, 5, 4)]
+COUNTS = {"users": 3, "items": 5, "ratings": 6}
+SORTED = {"user": [0, 0, 1, 1, 2, 2], "item": [1, 2, 0, 4, 0, 4], "rating": [2, 1, 3, 4, 5, 4]}
+
+ML_100K = replace(movielens_100k.DATASET, counts=COUNTS)
+ML_1M = replace(movielens_1m.DATASET, counts=COUNTS)
+JESTER = replace(jester.DATASET, counts={"users": 3, "items": 4, "ratings": 7})
+MATRIX = [[2, 99, -9.85, 99, 10.0], [4, 0.5, 1.25, -10.0, 3.0], [1, 99, 99, 7.82, 99]]
+OMNIGLOT = replace(omniglot.DATASET, counts={"background": 3, "evaluation": 1, "drawers": 2})
+
+
+# -- tiny archives
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty mirror in use, with an empty folder for prepared data."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    monkeypatch.setenv("AMAML_MIRROR", str(folder))
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path / "data"))
+    return folder
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No mirror, no proxy, and an empty folder for prepared data, which is returned."""
+    monkeypatch.delenv("AMAML_MIRROR", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def zipped(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def put(mirror: Path, path: str, data: bytes) -> Path:
+    """Write a file of a mirror and sign everything in the mirror."""
+    target = mirror / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+    sign(mirror)
+    return target
+
+
+def sign(mirror: Path) -> None:
+    files = sorted(path for path in mirror.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./{path.relative_to(mirror).as_posix()}" for path in files
+    ]
+    (mirror / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+
+
+def lines_100k(rows: list[tuple] = ROWS) -> bytes:
+    return "".join("\t".join(map(str, (*row, 881250949))) + "\n" for row in rows).encode()
+
+
+def put_100k(mirror: Path, data: bytes | None = None) -> Path:
+    members = {"ml-100k/README": b"terms", "ml-100k/u.data": lines_100k() if data is None else data}
+    return put(mirror, "movielens/ml-100k.zip", zipped(members))
+
+
+def put_jester(mirror: Path, matrix: list[list[float]] = MATRIX) -> Path:
+    text = "\n".join(",".join(f"{value:g}" for value in row) for row in matrix) + "\n"
+    return put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.csv": text.encode()}))
+
+
+def biff2(matrix: list[list[float | str]]) -> bytes:
+    """A sheet in the oldest Excel format: begin, a record per cell, end."""
+    records = [struct.pack("<HHHH", 0x0009, 4, 7, 0x0010)]
+    for row, values in enumerate(matrix):
+        for column, value in enumerate(values):
+            place = struct.pack("<HH3x", row, column)
+            if isinstance(value, str):
+                body, kind = place + bytes([len(value)]) + value.encode("ascii"), 0x0004
+            else:
+                body, kind = place + struct.pack("<d", value), 0x0003
+            records.append(struct.pack("<HH", kind, len(body)) + body)
+    return b"".join(records) + struct.pack("<HH", 0x000A, 0)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert("1").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def paper() -> np.ndarray:
+    return np.full((105, 105), 255, np.uint8)
+
+
+def drawings() -> dict[str, np.ndarray]:
+    """Path in the archives -> 105 x 105 pixels, ink 0: three background characters, one for evaluation, two drawers."""
+    generator = np.random.default_rng(3)
+    names = ["Latin/character02/0002", "Latin/character01/0001", "Greek/character01/0003"]
+    names = [f"images_background/{name}" for name in names] + ["images_evaluation/Tengwar/character01/0004"]
+    return {
+        f"{name}_{drawer:02d}.png": np.where(generator.random((105, 105)) < 0.3, 0, 255).astype(np.uint8)
+        for name in names
+        for drawer in (1, 2)
+    }
+
+
+def put_omniglot(mirror: Path, pictures: Mapping[str, bytes] | None = None) -> None:
+    pictures = pictures or {name: png(pixels) for name, pixels in drawings().items()}
+    for split in omniglot.SPLITS:
+        members = {"images_" + split + "/": b""}  # the official archives hold entries for folders too
+        members |= {name: data for name, data in pictures.items() if name.startswith(f"images_{split}/")}
+        put(mirror, f"omniglot/images_{split}.zip", zipped(members))
+
+
+WNIDS = {"train": ["n00000002", "n00000001"], "val": ["n00000003"], "test": ["n00000004"]}
+
+
+def mini(digests: Mapping[str, str] | None = None) -> DataSet:
+    found = {split: hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest() for split, names in WNIDS.items()}
+    return replace(
+        mini_imagenet.DATASET,
+        counts={"train": 2, "val": 1, "test": 1, "images_per_class": 3},
+        build=partial(mini_imagenet.build, class_digests=digests or found),
+    )
+
+
+def jpegs(side: int = 84) -> dict[str, bytes]:
+    generator = np.random.default_rng(5)
+    found = {}
+    for wnid in sum(WNIDS.values(), []):
+        for number in range(3):
+            buffer = io.BytesIO()
+            Image.fromarray(generator.integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "JPEG")
+            found[f"{wnid}{number:08d}.jpg"] = buffer.getvalue()
+    return found
+
+
+def put_mini(mirror: Path, images: Mapping[str, bytes], folder: bool = False) -> None:
+    for split, wnids in WNIDS.items():
+        names = [(name, wnid) for wnid in wnids for name in jpegs() if name.startswith(wnid)]
+        text = "filename,label\n" + "".join(f"{name},{wnid}\n" for name, wnid in reversed(names))
+        put(mirror, f"mini-imagenet/{split}.csv", text.encode())
+    parts = {
+        "train_a": ["n00000001"],
+        "train_b": ["n00000002"],
+        "val": ["n00000003"],
+        "test": ["n00000004"],
+    }
+    for part, (wnid,) in parts.items():
+        chosen = {f"images/{name}": data for name, data in images.items() if name.startswith(wnid)}
+        if folder:
+            for name, data in chosen.items():
+                put(mirror, f"mini-imagenet/{name}", data)
+        else:
+            put(mirror, f"mini-imagenet/images_{part}.tar.xz", tarred(chosen))
+
+
+def tarred(members: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def arrays(dataset: DataSet) -> dict[str, list]:
+    with np.load(common.data_folder() / dataset.name / "ratings.npz", allow_pickle=False) as found:
+        return {name: found[name].tolist() for name in found.files}
+
+
+def manifest(dataset: DataSet) -> dict:
+    return json.loads((common.data_folder() / dataset.name / "manifest.json").read_text(encoding="utf-8"))
+
+
+def nothing_half_made() -> bool:
+    """Whether the data folder holds neither a temporary folder nor a data set without its manifest."""
+    entries = [entry for entry in common.data_folder().iterdir() if entry.is_dir() and entry.name != "archives"]
+    return all(not entry.name.startswith(".") and (entry / "manifest.json").is_file() for entry in entries)
+
+
+# -- what the arrays hold
+
+
+def test_movielens_arrays_are_the_rows_sorted_by_user_and_item(mirror: Path) -> None:
+    archive = put_100k(mirror)
+    assert prepare(ML_100K)
+    assert arrays(ML_100K) == SORTED
+    with np.load(common.data_folder() / "ml-100k/ratings.npz") as found:
+        assert [found[name].dtype.name for name in ("user", "item", "rating")] == ["int32", "int32", "float32"]
+    entries = manifest(ML_100K)
+    assert entries["counts"] == COUNTS
+    assert entries["sha256"] == {"movielens/ml-100k.zip": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    assert entries["official"] is False
+    assert entries["rated_items"] == 4
+    assert "no redistribution" in entries["licence"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("timestamp", ["", "::978300760"])
+def test_movielens_1m_reads_rows_with_and_without_timestamps(mirror: Path, timestamp: str, ending: str) -> None:
+    text = ending.join("::".join(map(str, row)) + timestamp for row in ROWS)
+    put(mirror, "movielens/ml-1m.zip", zipped({"ml-1m/ratings.dat": text.encode()}))
+    prepare(ML_1M)
+    assert arrays(ML_1M) == SORTED
+
+
+def jester_arrays() -> dict[str, list]:
+    rating = np.array([-9.85, 10, 0.5, 1.25, -10, 3, 7.82], np.float32).tolist()
+    return {"user": [0, 0, 1, 1, 1, 1, 2], "item": [1, 3, 0, 1, 2, 3, 2], "rating": rating}
+
+
+def test_jester_reads_the_matrix_from_a_table(mirror: Path) -> None:
+    put_jester(mirror)
+    prepare(JESTER)
+    assert arrays(JESTER) == jester_arrays()
+
+
+def test_jester_reads_the_matrix_from_a_spreadsheet(mirror: Path) -> None:
+    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": biff2(MATRIX)}))
+    prepare(JESTER)
+    assert arrays(JESTER) == jester_arrays()
+
+
+def test_omniglot_is_inverted_scaled_down_smoothly_and_in_order_of_names(mirror: Path) -> None:
+    put_omniglot(mirror)
+    prepare(OMNIGLOT)
+    images = np.load(common.data_folder() / "omniglot/images.npy", allow_pickle=False)
+    keys = [
+        "background/Greek/character01/0003",
+        "background/Latin/character01/0001",
+        "background/Latin/character02/0002",
+    ]
+    keys.append("evaluation/Tengwar/character01/0004")
+    assert images.shape == (4, 2, 28, 28) and images.dtype == np.uint8
+    for row, key in enumerate(keys):
+        for drawer in (1, 2):
+            ink = ImageOps.invert(Image.fromarray(drawings()[f"images_{key}_{drawer:02d}.png"]))
+            assert np.array_equal(images[row, drawer - 1], np.asarray(ink.resize((28, 28), Image.Resampling.LANCZOS)))
+    # Every pixel counts: three tenths of ink stay three tenths, in greys.
+    assert abs(images.mean() / 255 - 0.3) < 0.02 and len(np.unique(images)) > 50
+    parts = [key.split("/") for key in keys]
+    assert manifest(OMNIGLOT)["classes"] == [
+        {"alphabet": alphabet, "character": character, "split": split} for split, alphabet, character, _ in parts
+    ]
+
+
+def test_omniglot_ink_is_255_and_paper_0(mirror: Path) -> None:
+    left = paper()
+    left[:, :53] = 0
+    put_omniglot(mirror, dict.fromkeys(drawings(), png(left)))
+    prepare(OMNIGLOT)
+    image = np.load(common.data_folder() / "omniglot/images.npy")[3, 1]
+    assert (image[:, :12] == 255).all() and (image[:, 17:] == 0).all()
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["tar archives", "plain folder"])
+def test_mini_imagenet_holds_each_image_at_its_place(mirror: Path, folder: bool) -> None:
+    put_mini(mirror, jpegs(), folder=folder)
+    prepare(mini())
+    assert manifest(mini())["classes"] == {split: sorted(names) for split, names in WNIDS.items()}
+    assert manifest(mini())["resized_images"] == 0
+    for split, wnids in WNIDS.items():
+        found = np.load(common.data_folder() / f"mini-imagenet/{split}.npy", mmap_mode="r", allow_pickle=False)
+        assert found.shape == (len(wnids), 3, 84, 84, 3) and found.dtype == np.uint8
+        for row, wnid in enumerate(sorted(wnids)):
+            for number in range(3):
+                picture = Image.open(io.BytesIO(jpegs()[f"{wnid}{number:08d}.jpg"]))
+                assert np.array_equal(found[row, number], np.asarray(picture))
+
+
+def test_mini_imagenet_scales_pictures_of_other_sizes_and_says_so(mirror: Path) -> None:
+    put_mini(mirror, jpegs(side=120), folder=True)
+    prepare(mini())
+    picture = Image.open(io.BytesIO(jpegs(side=120)["n0000000300000001.jpg"]))
+    found = np.load(common.data_folder() / "mini-imagenet/val.npy")[0, 1]
+    assert np.array_equal(found, np.asarray(picture.resize((84, 84), Image.Resampling.LANCZOS)))
+    assert manifest(mini())["resized_images"] == 12
+
+
+# -- bad input
+
+
+def test_official_bytes_need_no_checksum_file(mirror: Path) -> None:
+    archive = put_100k(mirror)
+    (mirror / "SHA256SUMS").unlink()
+    for algorithm in ("sha256", "md5"):
+        known = f"{algorithm}:{hashlib.new(algorithm, archive.read_bytes()).hexdigest()}"
+        official = replace(
+            ML_100K,
+            name=f"by-{algorithm}",
+            obtain=partial(obtain_all, [Archive("movielens/ml-100k.zip", known, ())]),
+        )
+        prepare(official)
+        assert manifest(official)["official"] is True
+
+
+def test_other_bytes_need_the_mirrors_own_checksum(mirror: Path) -> None:
+    put_100k(mirror)
+    (mirror / "SHA256SUMS").unlink()
+    with pytest.raises(DataError, match=r"ml-100k\.zip is not the official file, and .*SHA256SUMS does not list it"):
+        prepare(ML_100K)
+
+
+def test_one_altered_byte_is_noticed_and_the_next_run_recovers(mirror: Path) -> None:
+    archive = put_100k(mirror)
+    good = archive.read_bytes()
+    archive.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
+    with pytest.raises(
+        DataError, match=r"damaged or altered: its SHA-256 is [0-9a-f]{64}, SHA256SUMS says [0-9a-f]{64}"
+    ):
+        prepare(ML_100K)
+    assert nothing_half_made()
+    archive.write_bytes(good)
+    assert prepare(ML_100K)
+    assert arrays(ML_100K) == SORTED
+
+
+def test_a_malformed_line_of_checksums_is_named(mirror: Path) -> None:
+    put_100k(mirror)
+    with open(mirror / "SHA256SUMS", "a") as stream:
+        stream.write("what is this?\n")
+    with pytest.raises(DataError, match=r"SHA256SUMS line 2 is not 'checksum  path': 'what is this\?'"):
+        prepare(ML_100K)
+
+
+def test_a_truncated_zip_is_named_even_if_its_checksum_is_listed(mirror: Path) -> None:
+    archive = put_100k(mirror)
+    put(mirror, "movielens/ml-100k.zip", archive.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"ml-100k\.zip is truncated or damaged \("):
+        prepare(ML_100K)
+    assert nothing_half_made()
+
+
+def test_a_zip_with_damaged_contents_is_named_even_if_its_checksum_is_listed(mirror: Path) -> None:
+    with zipfile.ZipFile(put_100k(mirror)) as archive:
+        member = archive.getinfo("ml-100k/u.data")
+    data = bytearray((mirror / "movielens/ml-100k.zip").read_bytes())
+    data[member.header_offset + 30 + len(member.filename) + member.compress_size // 2] ^= 0xFF
+    put(mirror, "movielens/ml-100k.zip", bytes(data))
+    with pytest.raises(DataError, match=r"ml-100k\.zip is truncated or damaged \("):
+        prepare(ML_100K)
+    assert nothing_half_made()
+
+
+def test_a_truncated_tar_is_named_even_if_its_checksum_is_listed(mirror: Path) -> None:
+    put_mini(mirror, jpegs())
+    path = "mini-imagenet/images_val.tar.xz"
+    put(mirror, path, (mirror / path).read_bytes()[:-3000])
+    with pytest.raises(DataError, match=r"images_val\.tar\.xz is truncated or damaged \("):
+        prepare(mini())
+    assert nothing_half_made()
+
+
+@pytest.mark.parametrize("name", ["../u.data", "/etc/u.data", "a/../../u.data", "C:/u.data", "..\\u.data"])
+def test_a_zip_member_outside_its_folder_is_refused(mirror: Path, name: str) -> None:
+    put(mirror, "movielens/ml-100k.zip", zipped({"ml-100k/u.data": lines_100k(), name: b"x"}))
+    with pytest.raises(DataError, match="a path that leaves its folder"):
+        prepare(ML_100K)
+    assert nothing_half_made()
+
+
+def test_a_link_in_a_zip_is_refused(mirror: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        link = zipfile.ZipInfo("ml-100k/u.data")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    put(mirror, "movielens/ml-100k.zip", buffer.getvalue())
+    with pytest.raises(DataError, match=r"ml-100k/u\.data', a link"):
+        prepare(ML_100K)
+
+
+@pytest.mark.parametrize("name", ["../../n0000000300000000.jpg", "/n0000000300000000.jpg"])
+def test_a_tar_member_outside_its_folder_is_refused(mirror: Path, name: str) -> None:
+    put_mini(mirror, jpegs())
+    put(mirror, "mini-imagenet/images_val.tar.xz", tarred({name: jpegs()["n0000000300000000.jpg"]}))
+    with pytest.raises(DataError, match="a path that leaves its folder"):
+        prepare(mini())
+    assert nothing_half_made()
+
+
+def test_a_link_in_a_tar_is_refused(mirror: Path) -> None:
+    put_mini(mirror, jpegs())
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
+        link = tarfile.TarInfo("images/n0000000300000000.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    put(mirror, "mini-imagenet/images_val.tar.xz", buffer.getvalue())
+    with pytest.raises(DataError, match=r"n0000000300000000\.jpg', a link or device"):
+        prepare(mini())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2\t4", r"line 3 has 2 fields, not 4: '2\\t4'"),
+        ("2\t4\t5", "line 3 has 3 fields, not 4"),
+        ("2\t4\t5\t6\t7", "line 3 has 5 fields, not 4"),
+        ("", "line 3 has 1 fields, not 4"),
+        ("2\tfour\t5\t0", "line 3 has 'four' where a number should be"),
+        ("2\t\t5\t0", "line 3 has '' where a number should be"),
+        ("2\tnan\t5\t0", "line 3 has 'nan' where a number should be"),
+        ("2\t4\t1_0\t0", "line 3 has '1_0' where a number should be"),
+        ("2\t4\t6\t0", "line 3: the rating must be from 1 to 5"),
+        ("2\t4\t0\t0", "line 3: the rating must be from 1 to 5"),
+        ("2\t4\t3.5\t0", "line 3: user, item and rating must be whole numbers"),
+        ("0\t4\t3\t0", "line 3: the user id must be from 1 to 3"),
+        ("4\t4\t3\t0", "line 3: the user id must be from 1 to 3"),
+        ("2\t6\t3\t0", "line 3: the item id must be from 1 to 5"),
+    ],
+)
+def test_a_malformed_movielens_row_is_named_by_file_and_line(mirror: Path, line: str, message: str) -> None:
+    rows = lines_100k().decode().splitlines()
+    rows[2] = line
+    put_100k(mirror, "\n".join(rows).encode())
+    with pytest.raises(DataError, match=r"ml-100k/u\.data " + message):
+        prepare(ML_100K)
+    assert nothing_half_made()
+
+
+def test_a_tab_is_no_separator_of_movielens_1m(mirror: Path) -> None:
+    put(mirror, "movielens/ml-1m.zip", zipped({"ml-1m/ratings.dat": b"1::2::3\n1\t3\t4\n"}))
+    with pytest.raises(DataError, match=r"ratings\.dat line 2 has 1 fields, not 3"):
+        prepare(ML_1M)
+
+
+def test_an_item_rated_twice_is_named_by_both_lines(mirror: Path) -> None:
+    put_100k(mirror, lines_100k([*ROWS[:5], (1, 3, 5)]))
+    counts = {**COUNTS, "items": 5}
+    with pytest.raises(DataError, match="lines 2 and 6 rate the same item for the same user"):
+        prepare(replace(ML_100K, counts=counts))
+
+
+@pytest.mark.parametrize("counts", [{"users": 4}, {"items": 6}, {"ratings": 7}])
+def test_counts_other_than_the_official_ones_are_refused(mirror: Path, counts: dict) -> None:
+    put_100k(mirror)
+    with pytest.raises(DataError, match="but the official counts are"):
+        prepare(replace(ML_100K, counts={**COUNTS, **counts}))
+
+
+def test_an_empty_table_and_a_missing_member_are_named(mirror: Path) -> None:
+    put_100k(mirror, b"\n")
+    with pytest.raises(DataError, match=r"ml-100k/u\.data is empty"):
+        prepare(ML_100K)
+    put(mirror, "movielens/ml-100k.zip", zipped({"ml-100k/README": b"x"}))
+    with pytest.raises(DataError, match=r"must hold exactly one u\.data; it holds ml-100k/README"):
+        prepare(ML_100K)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([3, 0.5, 1.25, -10, 3], "line 2: the first column, the number of ratings, does not agree with the row"),
+        ([4, 0.5, 10.01, -10, 3], "line 2: a rating is neither from -10 to 10 nor 99"),
+        ([4, 0.5, 1.25, -10], "line 2 has 4 fields, not 5"),
+    ],
+)
+def test_a_malformed_jester_row_is_named_by_file_and_line(mirror: Path, row: list[float], message: str) -> None:
+    put_jester(mirror, [MATRIX[0], row, MATRIX[2]])
+    with pytest.raises(DataError, match=r"jester-data-1\.csv " + message):
+        prepare(JESTER)
+
+
+def test_a_jester_row_too_few_is_noticed(mirror: Path) -> None:
+    put_jester(mirror, MATRIX[:2])
+    with pytest.raises(DataError, match="has 2 rows, but there are 3 users"):
+        prepare(JESTER)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (biff2([MATRIX[0], [4, "funny", 1, 1, 1], MATRIX[2]]), "line 2: a cell is not a number"),
+        (biff2([row[:4] for row in MATRIX]), "has 4 columns, not 5"),
+        (biff2(MATRIX)[:50], "is not a readable Excel file"),
+        (b"<html>moved</html>", "is not a readable Excel file"),
+    ],
+    ids=["text", "narrow", "truncated", "not Excel"],
+)
+def test_a_malformed_spreadsheet_is_named(mirror: Path, data: bytes, message: str) -> None:
+    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": data}))
+    with pytest.raises(DataError, match=r"jester-data-1\.xls " + message):
+        prepare(JESTER)
+
+
+GREEK = "images_background/Greek/character01/0003_02.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (GREEK, None, r"Greek/character01 must have drawers 1 to 2, not \[1\]"),
+        (GREEK, png(paper())[:60], r"0003_02\.png is not a readable PNG"),
+        (GREEK, png(paper()[:100]), r"0003_02\.png is 105 x 100 pixels, not 105 x 105"),
+        (
+            "images_background/Greek/0005_01.png",
+            png(paper()),
+            r"not images_background/ALPHABET/CHARACTER/ID_DRAWER\.png",
+        ),
+        ("images_background/Greek/character01/9_1.png", png(paper()), "two drawings by the drawer of"),
+        ("images_background/Greek/character02/0006_01.png", png(paper()), "must have drawers 1 to 2"),
+    ],
+)
+def test_a_defect_in_omniglot_is_named(mirror: Path, name: str, data: bytes | None, message: str) -> None:
+    pictures = {key: png(pixels) for key, pixels in drawings().items()} | ({name: data} if data else {})
+    if data is None:
+        del pictures[name]
+    put_omniglot(mirror, pictures)
+    with pytest.raises(DataError, match=message):
+        prepare(OMNIGLOT)
+    assert nothing_half_made()
+
+
+def test_a_missing_character_of_omniglot_is_noticed(mirror: Path) -> None:
+    put_omniglot(mirror)
+    with pytest.raises(DataError, match="holds 3 characters, not 4"):
+        prepare(replace(OMNIGLOT, counts={**OMNIGLOT.counts, "background": 4}))
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["tar archives", "plain folder"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(None, r"missing"), (b"\xff\xd8\xff\xe0 no picture", r"n0000000300000001\.jpg is not a readable JPEG")],
+)
+def test_a_missing_or_damaged_image_is_named(mirror: Path, folder: bool, data: bytes | None, message: str) -> None:
+    images = jpegs()
+    images["n0000000300000001.jpg"] = data or b""
+    if data is None:
+        del images["n0000000300000001.jpg"]
+    put_mini(mirror, images, folder=folder)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(mini())
+    assert "n0000000300000001.jpg" in str(caught.value)
+    assert nothing_half_made()
+
+
+def test_a_truncated_image_is_named(mirror: Path) -> None:
+    images = jpegs()
+    images["n0000000300000001.jpg"] = images["n0000000300000001.jpg"][:-2000]
+    put_mini(mirror, images)
+    with pytest.raises(DataError, match=r"n0000000300000001\.jpg is not a readable JPEG"):
+        prepare(mini())
+
+
+def test_an_image_in_two_archives_is_noticed(mirror: Path) -> None:
+    put_mini(mirror, jpegs())
+    again = {f"images/{name}": data for name, data in jpegs().items() if name.startswith("n00000003")}
+    put(mirror, "mini-imagenet/images_test.tar.xz", tarred(again))
+    with pytest.raises(DataError, match=r"images_test\.tar\.xz holds n0000000300000000\.jpg, which was there before"):
+        prepare(mini())
+
+
+def test_another_split_of_the_classes_is_refused(mirror: Path) -> None:
+    put_mini(mirror, jpegs())
+    with pytest.raises(DataError, match=r"train\.csv lists other classes than the split of Ravi and Larochelle"):
+        prepare(mini(digests=mini_imagenet.CLASS_DIGESTS))
+
+
+@pytest.mark.parametrize(
+    ("split", "edit", "message"),
+    [
+        ("val", lambda text: text.replace("filename,", "file,"), r"val\.csv line 1 is not 'filename,label'"),
+        ("val", lambda text: text + "../x.jpg,n00000003\n", r"val\.csv line 5 is not an image name and a class"),
+        ("val", lambda text: text + text.splitlines()[1], r"val\.csv line 5 lists n\d+\.jpg a second time"),
+        (
+            "val",
+            lambda text: text + "n9.jpg,n00000003\n",
+            r"val\.csv must list 1 classes of 3 images; it lists 1 classes of 4",
+        ),
+        ("test", lambda text: text.replace("n0000000400000001", "n0000000300000001"), r"which val\.csv lists too"),
+    ],
+)
+def test_a_malformed_split_is_named(mirror: Path, split: str, edit: Callable[[str], str], message: str) -> None:
+    put_mini(mirror, jpegs())
+    path = f"mini-imagenet/{split}.csv"
+    put(mirror, path, edit((mirror / path).read_text()).encode())
+    with pytest.raises(DataError, match=message):
+        prepare(mini())
+    assert nothing_half_made()
+
+
+def test_an_altered_split_beside_a_plain_folder_is_noticed(mirror: Path) -> None:
+    put_mini(mirror, jpegs(), folder=True)
+    with open(mirror / "mini-imagenet/val.csv", "a") as stream:
+        stream.write("\n")
+    with pytest.raises(DataError, match=r"val\.csv is damaged or altered"):
+        prepare(mini())
+
+
+# -- full disks, interrupts, kills, what was there
+
+
+def outdated_target() -> dict[str, bytes]:
+    """Put arrays of an older format in place; returns what the folder holds."""
+    prepare(ML_100K)
+    folder = common.data_folder() / "ml-100k"
+    (folder / "manifest.json").write_text(json.dumps({**manifest(ML_100K), "format": 0}))
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def failing_savez(error: BaseException) -> Callable[..., None]:
+    def savez(path: Path, **_arrays: np.ndarray) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise error
+
+    return savez
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DataError, "the disk of .* is full; free some space"),
+        (OSError(errno.EACCES, "Permission denied"), DataError, "cannot read or write .*: Permission denied"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+    ids=["full disk", "no permission", "interrupt"],
+)
+def test_after_a_failure_the_target_is_as_it_was_and_the_next_run_recovers(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type, message: str | None
+) -> None:
+    put_100k(mirror)
+    before = outdated_target()
+    with monkeypatch.context() as patch:
+        patch.setattr(ratings.np, "savez", failing_savez(error))
+        with pytest.raises(raised, match=message):
+            prepare(ML_100K)
+    assert contents(common.data_folder() / "ml-100k") == before
+    assert nothing_half_made()
+    assert prepare(ML_100K)
+    assert arrays(ML_100K) == SORTED and manifest(ML_100K)["format"] == common.FORMAT
+
+
+def test_if_the_new_arrays_cannot_take_their_place_the_old_ones_come_back(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_100k(mirror)
+    before = outdated_target()
+    rename = Path.rename
+
+    def failing_rename(path: Path, target: Path) -> Path:
+        if path.name.startswith(".ml-100k.tmp-") and not path.name.endswith("-old"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing_rename)
+    with pytest.raises(DataError, match="is full"):
+        prepare(ML_100K)
+    assert contents(common.data_folder() / "ml-100k") == before
+    assert nothing_half_made()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space for a file")
+def test_a_disk_too_full_for_the_images_is_noticed_before_they_are_written(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_mini(mirror, jpegs())
+
+    def full(_descriptor: int, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mini_imagenet.os, "posix_fallocate", full)
+        with pytest.raises(DataError, match="is full"):
+            prepare(mini())
+    assert nothing_half_made()
+    assert prepare(mini())
+
+
+def test_free_space_is_checked_before_anything_is_read(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common.shutil, "disk_usage", lambda _folder: SimpleNamespace(free=1_000_000_000))
+    untouched = replace(mini_imagenet.DATASET, obtain=lambda: pytest.fail("it was fetched all the same"))
+    with pytest.raises(DataError, match=r"needs 1\.30 GB in .*, but the disk has 1\.00 GB left"):
+        prepare(untouched)
+
+
+def test_what_is_prepared_is_not_prepared_again(mirror: Path) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    (mirror / "movielens/ml-100k.zip").unlink()
+    assert not prepare(replace(ML_100K, obtain=lambda: pytest.fail("it was fetched again")))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "ratings.npz").unlink(),
+        lambda folder: os.truncate(folder / "ratings.npz", 300),
+        lambda folder: np.savez(folder / "ratings.npz", user=np.zeros(6, np.int32)),
+        lambda folder: np.savez(folder / "ratings.npz", **{key: np.zeros(5, np.int32) for key in SORTED}),
+    ],
+    ids=["no manifest", "broken manifest", "no array", "truncated array", "array missing", "wrong shape"],
+)
+def test_what_is_damaged_is_prepared_again(mirror: Path, damage: Callable[[Path], object]) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    damage(common.data_folder() / "ml-100k")
+    assert prepare(ML_100K)
+    assert arrays(ML_100K) == SORTED
+
+
+def test_files_that_are_not_prepared_data_are_never_deleted(mirror: Path) -> None:
+    put_100k(mirror)
+    precious = common.data_folder() / "ml-100k" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("years of work")
+    with pytest.raises(DataError, match=r"holds files that are not prepared data \(thesis\.txt\); move them away"):
+        prepare(ML_100K)
+    assert precious.read_text() == "years of work"
+
+
+KILLED = """
+import sys, time
+from dataclasses import replace
+from data_scripts import common, movielens_100k
+
+def build(sources, folder, counts):
+    (folder / "ratings.npz").write_bytes(b"half of it")
+    print("half made", flush=True)
+    time.sleep(60)
+
+common.prepare(replace(movielens_100k.DATASET, build=build))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system cannot kill outright")
+def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_clear_away(mirror: Path) -> None:
+    put_100k(mirror)
+    process = subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any(line == "half made\n" for line in process.stdout)
+        assert not nothing_half_made() and not (common.data_folder() / "ml-100k").exists()
+    finally:
+        process.kill()
+        process.communicate()
+    assert prepare(ML_100K)
+    assert arrays(ML_100K) == SORTED and nothing_half_made()
+
+
+@pytest.mark.skipif(common.fcntl is None, reason="this system has no file locks")
+def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, capsys: pytest.CaptureFixture) -> None:
+    put_100k(mirror)
+    built: list[Path] = []
+
+    def slow_build(sources, folder, counts):
+        built.append(folder)
+        while "another run is preparing it" not in capsys.readouterr().out:
+            time.sleep(0.01)
+        return ML_100K.build(sources, folder, counts)
+
+    outcomes: list[bool] = []
+    runs = [
+        threading.Thread(target=lambda: outcomes.append(prepare(replace(ML_100K, build=slow_build))), daemon=True)
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(timeout=20)
+    assert sorted(outcomes) == [False, True] and len(built) == 1
+    assert arrays(ML_100K) == SORTED
+
+
+# -- network
+
+
+@dataclass
+class Host:
+    """A web server on this machine that serves one file, and can be told to misbehave."""
+
+    body: bytes
+    ranges: bool = True
+    cut_after: int | None = None
+    status: int | None = None
+    asked: list[str | None] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/ml-100k.zip"
+
+
+@pytest.fixture
+def host(offline: Path) -> Iterator[Host]:
+    serving = Host(zipped({"ml-100k/u.data": lines_100k(), "ml-100k/noise": np.random.default_rng(0).bytes(400_000)}))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            serving.asked.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and serving.ranges else 0
+            size = len(serving.body)
+            if serving.status or start >= size:
+                self.send_response(serving.status or 416)
+                self.send_header("Content-Range", f"bytes */{size}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+            self.send_header("Content-Length", str(size - start))
+            self.end_headers()
+            self.wfile.write(serving.body[start : serving.cut_after or size])
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield serving
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def hosted(host: Host, *urls: str) -> DataSet:
+    known = f"sha256:{hashlib.sha256(host.body).hexdigest()}"
+    return replace(
+        ML_100K,
+        obtain=partial(obtain_all, [Archive("movielens/ml-100k.zip", known, urls or (host.url,))]),
+    )
+
+
+def part() -> Path:
+    return common.archive_folder() / "movielens/ml-100k.zip.part"
+
+
+def test_a_download_is_verified_prepared_and_kept(host: Host) -> None:
+    prepare(hosted(host))
+    assert arrays(ML_100K) == SORTED and manifest(ML_100K)["official"] is True
+    assert (common.archive_folder() / "movielens/ml-100k.zip").read_bytes() == host.body
+    (common.data_folder() / "ml-100k/manifest.json").unlink()
+    prepare(hosted(host))
+    assert host.asked == [None]
+
+
+def test_a_download_that_was_cut_short_goes_on_where_it_stopped(host: Host) -> None:
+    host.cut_after = 150_000
+    with pytest.raises(Unreachable, match="run again to resume"):
+        prepare(hosted(host))
+    have = part().stat().st_size
+    assert 100_000 < have <= 150_000 and part().read_bytes() == host.body[:have] and nothing_half_made()
+    host.cut_after = None
+    prepare(hosted(host))
+    assert host.asked == [None, f"bytes={have}-"]
+    assert arrays(ML_100K) == SORTED and not part().exists()
+
+
+def test_a_download_starts_again_where_the_host_cannot_go_on(host: Host) -> None:
+    part().parent.mkdir(parents=True)
+    part().write_bytes(host.body[:1000])
+    host.ranges = False
+    prepare(hosted(host))
+    assert arrays(ML_100K) == SORTED
+
+
+def test_a_part_that_is_whole_is_taken_as_it_is(host: Host) -> None:
+    part().parent.mkdir(parents=True)
+    part().write_bytes(host.body)
+    prepare(hosted(host))
+    assert host.asked == [f"bytes={len(host.body)}-"] and arrays(ML_100K) == SORTED
+
+
+def test_a_part_that_is_too_long_is_thrown_away(host: Host) -> None:
+    part().parent.mkdir(parents=True)
+    part().write_bytes(host.body + b"more")
+    with pytest.raises(Unreachable, match="did not fit and was removed"):
+        prepare(hosted(host))
+    prepare(hosted(host))
+    assert arrays(ML_100K) == SORTED
+
+
+def test_a_part_of_another_file_is_found_out_and_the_next_run_recovers(host: Host) -> None:
+    part().parent.mkdir(parents=True)
+    part().write_bytes(b"something else")
+    with pytest.raises(DataError, match="serves a file that is not the official one") as caught:
+        prepare(hosted(host))
+    assert not isinstance(caught.value, Unreachable)
+    assert not part().exists() and not (common.archive_folder() / "movielens/ml-100k.zip").exists()
+    prepare(hosted(host))
+    assert arrays(ML_100K) == SORTED
+
+
+def test_an_interrupted_download_keeps_what_has_arrived(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(download.tqdm):
+        def update(self, n: float | None = 1) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(hosted(host))
+    have = part().stat().st_size
+    assert 0 < have < len(host.body)
+    prepare(hosted(host))
+    assert host.asked[1] == f"bytes={have}-" and arrays(ML_100K) == SORTED
+
+
+def test_a_full_disk_during_a_download_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download.ResumingDownloader, "append", full)
+        with pytest.raises(DataError, match="is full; free some space"):
+            prepare(hosted(host))
+    prepare(hosted(host))
+    assert arrays(ML_100K) == SORTED
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(
+    offline: Path, capsys: pytest.CaptureFixture
+) -> None:
+    address = f"127.0.0.1:{closed_port()}"
+    urls = (f"http://{address}/ml-100k.zip", f"http://{address}/archive/ml-100k.zip")
+    expected = rf"^{address} cannot be reached \(no connection\)\. .*movielens/ml-100k\.zip and set AMAML_MIRROR=DIR$"
+    with pytest.raises(Unreachable, match=expected):
+        prepare(hosted(Host(b"x"), *urls))
+    assert capsys.readouterr().out.count("fetching") == 1
+    assert nothing_half_made()
+
+
+def test_the_next_host_is_asked_when_one_is_silent_or_lost_the_file(host: Host) -> None:
+    prepare(hosted(host, f"http://127.0.0.1:{closed_port()}/ml-100k.zip", host.url))
+    assert arrays(ML_100K) == SORTED
+
+
+def test_an_answer_without_the_file_is_told_with_its_status(host: Host) -> None:
+    host.status = 404
+    with pytest.raises(Unreachable, match=r"http://127.0.0.1:\d+/ml-100k\.zip answers 404 Not Found"):
+        prepare(hosted(host))
+
+
+def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_100k(mirror)
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.delitem(sys.modules, "data_scripts.download")
+    prepare(ML_100K)
+    assert arrays(ML_100K) == SORTED
+    monkeypatch.delenv("AMAML_MIRROR")
+    with pytest.raises(DataError, match="downloading needs the package pooch; install the extra 'data'"):
+        prepare(ML_1M)
+
+
+def test_a_spreadsheet_without_the_package_that_reads_it_is_an_error(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": biff2(MATRIX)}))
+    monkeypatch.setitem(sys.modules, "xlrd", None)
+    with pytest.raises(DataError, match="needs the package xlrd; install the extra 'data'"):
+        prepare(JESTER)
+
+
+def test_mini_imagenet_tells_where_to_get_it(offline: Path) -> None:
+    with pytest.raises(Unreachable) as caught:
+        prepare(mini_imagenet.DATASET)
+    message = str(caught.value)
+    assert all(word in message for word in ("image-net.org", "terms", "train.csv", "images/", "AMAML_MIRROR"))
+    assert str(offline / "archives" / "mini-imagenet") in message
+
+
+# -- command lines
+
+
+def test_a_script_ends_with_status_0_if_all_is_well(mirror: Path, capsys: pytest.CaptureFixture) -> None:
+    put_100k(mirror)
+    assert command(ML_100K, []) == 0
+    first = capsys.readouterr().out
+    assert first.count("licence: GroupLens terms") == 1 and "prepared 3 users, 5 items, 6 ratings" in first
+    assert command(ML_100K, []) == 0
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_a_script_ends_with_one_line_and_status_1_after_an_error(mirror: Path, capsys: pytest.CaptureFixture) -> None:
+    assert command(ML_100K, []) == 1
+    assert capsys.readouterr().err == f"error: movielens/ml-100k.zip is not in the mirror {mirror}\n"
+
+
+def test_a_script_ends_with_status_130_after_an_interrupt(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put_100k(mirror)
+    monkeypatch.setattr(ratings.np, "savez", failing_savez(KeyboardInterrupt()))
+    assert command(ML_100K, []) == 130
+    assert capsys.readouterr().err.count("\n") == 1 and nothing_half_made()
+
+
+def test_a_mirror_that_is_no_folder_is_an_error(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMAML_MIRROR", str(mirror / "nowhere"))
+    with pytest.raises(DataError, match=r"AMAML_MIRROR=.*nowhere is not a folder"):
+        prepare(ML_100K)
+
+
+def test_all_together_goes_on_past_what_cannot_be_reached(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put_100k(mirror)
+    monkeypatch.setattr(everything, "SMALL", (JESTER, ML_100K))
+    assert everything.run([]) == 0
+    table = capsys.readouterr().out.split("prepared data in")[1].splitlines()[2:]
+    cells = {line.split()[0]: line for line in table}
+    assert "missing" in cells["jester-1"] and "jester_dataset_1_1.zip is not in the mirror" in cells["jester-1"]
+    assert "prepared" in cells["ml-100k"] and "3 users, 5 items, 6 ratings" in cells["ml-100k"]
+    assert "--images prepares it" in cells["mini-imagenet"]
+
+
+def test_all_together_ends_with_status_1_after_an_error_and_shows_it(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put_jester(mirror)
+    put_100k(mirror).write_bytes(b"altered")
+    monkeypatch.setattr(everything, "SMALL", (ML_100K, JESTER))
+    assert everything.run([]) == 1
+    table = capsys.readouterr().out.split("prepared data in")[1]
+    assert "error:" in table and "damaged or altered" in table and "3 users, 4 items, 7 ratings" in table
+
+
+def test_images_are_prepared_when_asked_for(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put_mini(mirror, jpegs())
+    monkeypatch.setattr(everything, "SMALL", ())
+    monkeypatch.setattr(everything, "LARGE", (mini(),))
+    assert everything.run([]) == 0 and not (common.data_folder() / "mini-imagenet").exists()
+    assert everything.run(["--images"]) == 0
+    assert "2 train, 1 val, 1 test, 3 images per class" in capsys.readouterr().out
+
+
+def test_the_status_alone_touches_nothing(mirror: Path) -> None:
+    command_line = [sys.executable, "-m", "data_scripts", "--status"]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split()[:2] for line in done.stdout.splitlines()[3:]] == [
+        [name, "missing"] for name in ("jester-1", "ml-100k", "ml-1m", "omniglot", "mini-imagenet")
+    ]
+    assert not common.data_folder().exists()
+
+
+@pytest.mark.parametrize("script", ["jester", "movielens_100k", "movielens_1m", "omniglot", "mini_imagenet"])
+def test_every_script_runs_and_shows_no_traceback(mirror: Path, script: str) -> None:
+    command_line = [sys.executable, "-m", f"data_scripts.{script}"]
+    done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+# -- the real thing
+
+
+@pytest.mark.skipif(not REAL_MIRROR, reason="AMAML_MIRROR names no folder with the real archives")
+def test_the_real_movielens_100k_has_its_published_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path))
+    prepare(movielens_100k.DATASET)
+    with np.load(tmp_path / "ml-100k/ratings.npz", allow_pickle=False) as found:
+        user, item, rating = found["user"], found["item"], found["rating"]
+    assert (len(np.unique(user)), len(np.unique(item)), len(rating)) == (943, 1682, 100_000)
+    assert np.bincount(rating.astype(int)).tolist() == [0, 6110, 11370, 27145, 34174, 21201]
+    assert np.bincount(user).min() == 20  # every user of this data set has rated 20 films or more
+    assert rating[(user == 195) & (item == 241)].tolist() == [3]  # the first line of the official file
