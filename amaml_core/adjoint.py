@@ -122,19 +122,29 @@ class Checkpoint:
         return end, sweep
 
     def _revolve(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        # The forward solve already leaves the snapshots that the sweep will want first.
+        bounds = revolve_bounds(len(chain), self.snapshots)
+        kept, end = [], chain.theta
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            kept.append(end)
+            end = _forward(chain, start, stop, end)
+
         def sweep(lam: Tensor) -> Gradients:
-            return descend(0, len(chain), chain.theta, self.snapshots, chain.start(lam))
+            gradients = chain.start(lam)
+            for i in reversed(range(len(kept))):
+                gradients = descend(bounds[i], bounds[i + 1], kept[i], self.snapshots - i, gradients)
+            return gradients
 
         def descend(start: int, stop: int, u: Tensor, free: int, gradients: Gradients) -> Gradients:
             # ``u``, the state at ``start``, takes one of the ``free`` snapshots.
             while stop - start > 1:
-                split = start + (revolve_split(stop - start, free - 1) if free > 1 else stop - start - 1)
+                split = start + revolve_split(stop - start, free)
                 gradients = descend(split, stop, _forward(chain, start, split, u), max(free - 1, 1), gradients)
                 stop = split
-            u_next = chain.forward(start, u) if chain.continuous else u
+            u_next = chain.forward(start, u) if chain.continuous else u  # the discrete adjoint needs one end alone
             return chain.backward(start, u, u_next, gradients)
 
-        return _forward(chain, 0, len(chain), chain.theta), sweep
+        return end, sweep
 
 
 def _forward(chain: Chain, start: int, stop: int, u: Tensor) -> Tensor:
@@ -144,19 +154,31 @@ def _forward(chain: Chain, start: int, stop: int, u: Tensor) -> Tensor:
 
 
 def revolve_split(steps: int, snapshots: int) -> int:
-    r"""Where the next snapshot goes: how many steps to take before it, with ``snapshots`` left beside the first state.
+    r"""How many steps to take before the next snapshot, if ``snapshots`` states may be kept, the first one included.
 
-    With :math:`\beta(s,r)=\binom{s+r}{s}` steps within reach of s snapshots and r repetitions, and r the least number with
-    :math:`\beta(s,r)\ge` steps, a split is optimal if either side is within its own reach.
+    :math:`\beta(s,r)=\binom{s+r}{s}` steps are within reach of s snapshots if no step is repeated more than r times. With the
+    least r that reaches all steps, a split is optimal if the left side is within :math:`\beta(s,r-1)`, the right side within
+    :math:`\beta(s-1,r)`, and neither is within one repetition fewer.
 
     Reference: Griewank and Walther, Algorithm 799: Revolve, 2000, section 2.
     """
+    if snapshots == 1:
+        return steps - 1
     repetitions = 1
     while math.comb(snapshots + repetitions, snapshots) < steps:
         repetitions += 1
-    reach = math.comb(snapshots + repetitions - 1, snapshots)  # left of the split: the same snapshots, one repetition fewer
-    rest = math.comb(snapshots + repetitions - 2, snapshots - 1)  # right of it: one snapshot fewer; at least its lower bound
-    return max(1, min(reach, steps - rest))
+    left = math.comb(snapshots + repetitions - 1, snapshots)
+    right = math.comb(snapshots + repetitions - 2, snapshots - 1)
+    return max(1, min(left, steps - right))
+
+
+def revolve_bounds(steps: int, snapshots: int) -> list[int]:
+    """The states that a forward solve keeps, and its end: 0, the successive splits, and ``steps``."""
+    bounds = [0]
+    while snapshots > 1 and steps - bounds[-1] > 1:
+        bounds.append(bounds[-1] + revolve_split(steps - bounds[-1], snapshots))
+        snapshots -= 1
+    return [*bounds, steps]
 
 
 @dataclass(frozen=True)
@@ -193,7 +215,9 @@ class Backsolve:
 
         def sweep(lam: Tensor) -> Gradients:
             start, gradients, reached = self.reverse(chain, end, horizon, chain.start(lam))
-            error = (start - chain.theta).norm(dim=1) / (end - chain.theta).norm(dim=1).clamp(min=torch.finfo(end.dtype).tiny)
+            error = (start - chain.theta).norm(dim=1) / (end - chain.theta).norm(dim=1).clamp(
+                min=torch.finfo(end.dtype).tiny
+            )
             if reached > 0 or not (error <= self.drift).all():  # a NaN is no number <= drift either
                 worst = error.nan_to_num(nan=math.inf).max().item()
                 raise DivergenceError(
@@ -201,7 +225,8 @@ class Backsolve:
                     + (
                         f": it is stuck at t={reached:.3g}, where the reversed flow has become too steep. "
                         if reached > 0
-                        else f": the reconstructed u(0) misses theta by {worst:.2g} of the distance travelled ({self.drift:g} is accepted). "
+                        else f": the reconstructed u(0) misses theta by {worst:.2g} of the distance travelled, "
+                        f"more than {self.drift:g}. "
                     )
                     + "Use Store() or Checkpoint(), shorten the horizon, or tighten rtol and atol"
                 )
@@ -209,7 +234,9 @@ class Backsolve:
 
         return end, sweep
 
-    def reverse(self, chain: Chain, end: Tensor, horizon: float, gradients: Gradients) -> tuple[Tensor, Gradients, float]:
+    def reverse(
+        self, chain: Chain, end: Tensor, horizon: float, gradients: Gradients
+    ) -> tuple[Tensor, Gradients, float]:
         """Solve backward from ``end (B, P)``: the reconstructed u(0), the gradients, and the time at which it got stuck or 0."""
         reached = [horizon]
 
@@ -223,7 +250,13 @@ class Backsolve:
         times = torch.tensor([0.0, horizon], dtype=torch.float64, device=end.device)
         try:
             solution = odeint(
-                backward, state, times, rtol=self.rtol, atol=self.atol, method="dopri5", options={"max_num_steps": self.max_steps}
+                backward,
+                state,
+                times,
+                rtol=self.rtol,
+                atol=self.atol,
+                method="dopri5",
+                options={"max_num_steps": self.max_steps},
             )
         except AssertionError:  # torchdiffeq: underflow in dt, a state that is not finite, or too many steps
             return torch.full_like(end, math.nan), gradients, max(reached[0], 1e-300)

@@ -86,7 +86,7 @@ class Chain:
         return runge_kutta_step(self.tableau, lambda v: self.field(v, theta, k), u, h)
 
     def _vjp(self, k: int, u: Tensor, gradients: Gradients) -> Gradients:
-        r"""The discrete adjoint: :math:`\lambda_k = (\partial\Phi_k/\partial u)^\top\lambda_{k+1}`, and likewise for theta and h."""
+        r"""The discrete adjoint: :math:`\lambda_k = (\partial\Phi_k/\partial u)^\top\lambda_{k+1}`, likewise for theta and h."""
         u = u.detach().requires_grad_()
         theta = self.theta.detach().requires_grad_(self.theta_enters)
         inputs = [u, theta] if self.theta_enters else [u]

@@ -82,5 +82,7 @@ def evaluate(
             if k in steps:
                 support = metric(problem.predict(u, chunk.support_x), chunk.support_y)  # (B,)
                 query = metric(problem.predict(u, chunk.query_x), chunk.query_y)  # (B,)
-                tables.append(pd.DataFrame({"task": numbers, "step": k, "support": support.cpu(), "query": query.cpu()}))
+                tables.append(
+                    pd.DataFrame({"task": numbers, "step": k, "support": support.cpu(), "query": query.cpu()})
+                )
     return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)

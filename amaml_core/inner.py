@@ -52,7 +52,9 @@ class InnerLoop:
             slope = slope * self.mask
         if self.clip_norm is not None:
             norm = slope.square().sum(1, keepdim=True)  # (B, 1); the root of a zero gradient has no derivative
-            slope = torch.where(norm > self.clip_norm**2, self.clip_norm * slope * norm.clamp(min=1e-300).rsqrt(), slope)
+            slope = torch.where(
+                norm > self.clip_norm**2, self.clip_norm * slope * norm.clamp(min=1e-300).rsqrt(), slope
+            )
         return slope
 
     def schedule(self, steps: int, tasks: Tasks) -> Tensor | None:
@@ -68,5 +70,8 @@ class InnerLoop:
             raise ValueError(f"a minibatch of {self.minibatch} is larger than the support set of {points} points")
         generator = torch.Generator().manual_seed(self.seed)
         per_pass = points // self.minibatch
-        passes = [torch.randperm(points, generator=generator)[: per_pass * self.minibatch] for _ in range(math.ceil(steps / per_pass))]
+        passes = [
+            torch.randperm(points, generator=generator)[: per_pass * self.minibatch]
+            for _ in range(math.ceil(steps / per_pass))
+        ]
         return torch.cat(passes).view(-1, self.minibatch)[:steps].to(tasks.support_x.device)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+def conjugate_gradients(
+    operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Solve ``A x = b`` for B independent symmetric positive definite systems at once, starting from zero.
 
     A system that has reached its tolerance, or that is solved exactly, is left alone while the others go on.

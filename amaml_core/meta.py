@@ -20,7 +20,9 @@ class Method(Protocol):
     ``stats`` is a dictionary that the method may fill with what it did. ``inner_step`` gives one step of its inner loop.
     """
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]: ...
+    def __call__(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
+    ) -> tuple[Tensor, Pullback]: ...
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks): ...
 
@@ -75,7 +77,9 @@ def _mean(gradients: Tensor, diverged: Tensor | None) -> Tensor:
     if diverged is None or not diverged.any():
         return gradients.mean(0)
     if diverged.all():
-        raise DivergenceError("the inner loop of every task diverged: the inner step size is too large for the support loss")
+        raise DivergenceError(
+            "the inner loop of every task diverged: the inner step size is too large for the support loss"
+        )
     return gradients[~diverged].mean(0)
 
 
@@ -89,5 +93,6 @@ def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> 
 def _join(stats: tuple[dict, ...]) -> dict:
     """One dictionary for all chunks: per-task tensors are joined, settings are the same in each."""
     return {
-        key: torch.cat([s[key] for s in stats]) if isinstance(value, Tensor) else value for key, value in stats[0].items()
+        key: torch.cat([s[key] for s in stats]) if isinstance(value, Tensor) else value
+        for key, value in stats[0].items()
     }

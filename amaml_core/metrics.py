@@ -19,7 +19,9 @@ def rmse(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ (broadcasting would silently compare every point with every other).
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have the same shape")
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have the same shape"
+        )
     return (prediction - target).square().flatten(1).mean(1).sqrt()
 
 
@@ -46,7 +48,9 @@ def nrmse(prediction: Tensor, target: Tensor, normaliser: Normaliser) -> Tensor:
     scale = scales[normaliser]()
     if (scale == 0).any():
         tasks = (scale == 0).nonzero().flatten().tolist()
-        raise ValueError(f"the {normaliser} of the targets is zero for tasks {tasks}; their normalised error is undefined")
+        raise ValueError(
+            f"the {normaliser} of the targets is zero for tasks {tasks}; their normalised error is undefined"
+        )
     return rmse(prediction, target) / scale
 
 
@@ -76,5 +80,7 @@ def interval(values: Iterable[float]) -> Interval:
     """
     x = torch.as_tensor(list(values), dtype=torch.float64)
     if len(x) < 2 or not x.isfinite().all():
-        raise ValueError(f"an interval needs at least two finite values, got {len(x)} with {int((~x.isfinite()).sum())} not finite")
+        raise ValueError(
+            f"an interval needs at least two finite values, got {len(x)} with {int((~x.isfinite()).sum())} not finite"
+        )
     return Interval(x.mean().item(), 1.96 * x.std().item() / math.sqrt(len(x)), len(x))

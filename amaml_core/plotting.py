@@ -9,7 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: distinguishable with every common form of colour blindness.
-BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
+BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
 COLOURS = {"A-MAML": BLUE, "MAML": RED, "iMAML": GREEN, "FOMAML": PURPLE, "Reptile": ORANGE}
 MARKERS = {"A-MAML": "o", "MAML": "s", "iMAML": "D", "FOMAML": "^", "Reptile": "v"}
 

@@ -70,7 +70,9 @@ class Problem:
         sizes = [math.prod(shape) for shape in self._shapes.values()]
         if count != len(sizes):
             raise ValueError(f"{count} groups of step sizes do not fit the model's {len(sizes)} parameter tensors")
-        return torch.repeat_interleave(torch.arange(count), torch.tensor(sizes)).to(next(self.model.parameters()).device)
+        return torch.repeat_interleave(torch.arange(count), torch.tensor(sizes)).to(
+            next(self.model.parameters()).device
+        )
 
     def initial_parameters(self) -> Tensor:
         """The model's own parameters, flat, detached: ``theta (P,)`` in ``named_parameters()`` order."""
@@ -136,7 +138,9 @@ class Problem:
         return results[0] if len(results) == 1 else torch.cat(results)
 
 
-def _value_and_gradient(loss: Callable[[Tensor, Tasks], Tensor], u: Tensor, tasks: Tasks, create_graph: bool) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(
+    loss: Callable[[Tensor, Tasks], Tensor], u: Tensor, tasks: Tasks, create_graph: bool
+) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         if not (create_graph and u.requires_grad):
             u = u.detach().requires_grad_()
@@ -153,11 +157,15 @@ def check_model(model: nn.Module) -> None:
         raise ValueError("the model has no parameters to adapt")
     for name, p in parameters.items():
         if not p.is_floating_point():
-            raise ValueError(f"parameter {name!r} is {p.dtype}; only floating-point parameters can follow a gradient flow")
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype}; only floating-point parameters can follow a gradient flow"
+            )
     for what in ("dtype", "device"):
         seen = {str(getattr(p, what)) for p in parameters.values()}
         if len(seen) > 1:
-            raise ValueError(f"the model's parameters differ in {what} ({', '.join(sorted(seen))}); move them with model.to(...)")
+            raise ValueError(
+                f"the model's parameters differ in {what} ({', '.join(sorted(seen))}); move them with model.to(...)"
+            )
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None:
             raise ValueError(
@@ -178,10 +186,16 @@ def check_theta(problem: Problem, theta: Tensor, tasks: Tasks) -> None:
         ValueError: ``theta`` is not ``(P,)``, or dtypes or devices of theta and tasks differ.
     """
     if theta.shape != (problem.size,):
-        raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)")
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)"
+        )
     if theta.device != tasks.support_x.device:
-        raise ValueError(f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)")
+        raise ValueError(
+            f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)"
+        )
     for name in ("support_x", "support_y", "query_x", "query_y"):
         tensor = getattr(tasks, name)
         if tensor.is_floating_point() and tensor.dtype != theta.dtype:
-            raise ValueError(f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)")
+            raise ValueError(
+                f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)"
+            )

@@ -36,8 +36,11 @@ class Tasks:
                 raise ValueError(
                     f"Tasks.{name} has shape {tuple(tensor.shape)}; it needs a task axis and a point axis, both non-empty"
                 )
-        for axis, kind, names in ((0, "tasks", named), (1, "support points", ("support_x", "support_y")),
-                                  (1, "query points", ("query_x", "query_y"))):
+        for axis, kind, names in (
+            (0, "tasks", named),
+            (1, "support points", ("support_x", "support_y")),
+            (1, "query points", ("query_x", "query_y")),
+        ):
             sizes = {name: named[name].shape[axis] for name in names}
             if len(set(sizes.values())) > 1:
                 raise ValueError(f"the number of {kind} differs: {sizes}")
@@ -67,9 +70,5 @@ class Tasks:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tasks:
         """A copy on another device; ``dtype`` touches the floating-point tensors only, class labels stay integers."""
         return Tasks(
-            *(
-                tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-                for tensor in self.tensors
-            )
+            *(tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None) for tensor in self.tensors)
         )
-

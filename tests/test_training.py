@@ -9,8 +9,23 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from amaml_core import AMAML, FOMAML, IMAML, MAML, AdamAdaptation, DivergenceError, Euler, Problem, Reptile, Tasks, evaluate, fit, metrics
-from amaml_core import records, training
+from amaml_core import (
+    AMAML,
+    FOMAML,
+    IMAML,
+    MAML,
+    AdamAdaptation,
+    DivergenceError,
+    Euler,
+    Problem,
+    Reptile,
+    Tasks,
+    evaluate,
+    fit,
+    metrics,
+    records,
+    training,
+)
 from amaml_core.meta import meta_gradient
 
 F64 = torch.float64
@@ -35,7 +50,9 @@ def lines(generator):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_training_lowers_the_query_loss_and_repeats_to_the_bit(method):
-    first, second = (fit(method, problem(), lines, 80, lambda p: torch.optim.Adam(p, 0.02), progress=False) for _ in range(2))
+    first, second = (
+        fit(method, problem(), lines, 80, lambda p: torch.optim.Adam(p, 0.02), progress=False) for _ in range(2)
+    )
     assert torch.equal(first.theta, second.theta) and first.history.equals(second.history)
     assert list(first.history.meta_step) == list(range(1, 81))
     loss = first.history.query_loss
@@ -57,7 +74,9 @@ def test_history_holds_the_loss_and_norm_of_the_meta_gradient():
     assert np.allclose(result.history[["query_loss", "gradient_norm"]], expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
+@pytest.mark.parametrize(
+    "optimizer", [lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)]
+)
 @pytest.mark.parametrize("where", ["sampler", "method"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimizer, where):
     path, calls = tmp_path / "run" / "theta.npz", 0
@@ -77,7 +96,15 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimizer, where)
     whole = fit(method, problem(), lines, 12, optimizer, progress=False)
     loss = interrupted(mse_loss) if where == "method" else mse_loss
     with pytest.raises(KeyboardInterrupt):
-        fit(method, Problem(network(), loss), interrupted(lines) if where == "sampler" else lines, 12, optimizer, path, progress=False)
+        fit(
+            method,
+            Problem(network(), loss),
+            interrupted(lines) if where == "sampler" else lines,
+            12,
+            optimizer,
+            path,
+            progress=False,
+        )
     resumed = fit(method, problem(), lines, 12, optimizer, path, progress=False)
     assert torch.equal(whole.theta, resumed.theta) and whole.history.equals(resumed.history)
     with pytest.raises(ValueError, match="belongs to another run"):
@@ -120,7 +147,9 @@ def test_divergence_is_reported_with_the_step_and_the_cause():
         fit(MAML(0.05, 3), problem(), lines, 0)
 
 
-@pytest.mark.parametrize("method", [MAML(0.05, 5), AMAML(0.25, Euler(5)), IMAML(), FOMAML(0.05, 5)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [MAML(0.05, 5), AMAML(0.25, Euler(5)), IMAML(), FOMAML(0.05, 5)], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("chunk_size", [None, 3])
 def test_evaluation_measures_along_the_methods_own_path(method, chunk_size):
     p = problem(chunk_size)
@@ -200,10 +229,14 @@ def test_records_come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": "3"}, "seed"), ({"figures": {}}, "without figures"), ({"duration": -1}, "duration"), ({"date": "yesterday"}, "yesterday"),
-        ({"extra": 1}, "unknown"), ({"machine": None}, "machine"),
+        ({"seed": "3"}, "seed"),
+        ({"figures": {}}, "without figures"),
+        ({"duration": -1}, "duration"),
+        ({"date": "yesterday"}, "yesterday"),
+        ({"extra": 1}, "unknown"),
+        ({"machine": None}, "machine"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_record_is_refused(tmp_path, change, message):
     path = records.write_record(records.new_record("x", {}, 0, {"a": 1.0}, 0.1), tmp_path / "r.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

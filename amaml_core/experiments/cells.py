@@ -50,7 +50,9 @@ def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
         return path
     started = time.perf_counter()
     figures = run(cell, out / ".scratch")
-    return write_record(new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path)
+    return write_record(
+        new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path
+    )
 
 
 def run_cells(cells: list[Cell], run: Run, out: Path, force: bool = False) -> list[Path]:

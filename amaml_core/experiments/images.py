@@ -47,7 +47,11 @@ def network(filters: int, way: int, channels: int = 1) -> nn.Module:
     """
     layers: list[nn.Module] = []
     for _ in range(4):
-        layers += [nn.Conv2d(channels, filters, 3, stride=2, padding=1), nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, filters, 3, stride=2, padding=1),
+            nn.BatchNorm2d(filters, track_running_stats=False),
+            nn.ReLU(),
+        ]
         channels = filters
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(filters, way))
 
@@ -76,12 +80,22 @@ def test_tasks(sampler: ImageSampler, seed: int) -> Tasks:
     return sampler(torch.Generator().manual_seed(2000 + seed))
 
 
-def train(name: str, setting: Setting, size: ImagesSize, sampler: ImageSampler, seed: int, progress: bool = True, checkpoint: Path | None = None) -> tuple[Problem, FitResult]:
+def train(
+    name: str,
+    setting: Setting,
+    size: ImagesSize,
+    sampler: ImageSampler,
+    seed: int,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> tuple[Problem, FitResult]:
     """Meta-train one method."""
     model = seeded(network(size.filters, size.way), torch.Generator().manual_seed(seed))
     problem = Problem(model, nn.functional.cross_entropy)
     adam = partial(torch.optim.Adam, lr=setting.meta_lr)
-    return problem, fit(make_method(name, setting), problem, sampler, size.meta_steps, adam, checkpoint, seed, progress=progress)
+    return problem, fit(
+        make_method(name, setting), problem, sampler, size.meta_steps, adam, checkpoint, seed, progress=progress
+    )
 
 
 def test(name: str, setting: Setting, problem: Problem, theta: Tensor, tasks: Tasks) -> pd.DataFrame:
@@ -92,7 +106,9 @@ def test(name: str, setting: Setting, problem: Problem, theta: Tensor, tasks: Ta
     return table
 
 
-def compare(profile: str, seed: int, setting: Setting = Setting(), methods: tuple[str, ...] = METHODS) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(
+    profile: str, seed: int, setting: Setting = Setting(), methods: tuple[str, ...] = METHODS
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train and test the methods one after another.
 
     Returns:

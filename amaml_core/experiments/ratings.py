@@ -71,13 +71,17 @@ def test_tasks(splits: RatingSplits, setting: Setting, seed: int) -> Tasks:
     return sampler.all_tasks(torch.Generator().manual_seed(2000 + seed))
 
 
-def train(name: str, setting: Setting, size: RatingsSize, splits: RatingSplits, seed: int, progress: bool = True) -> tuple[Problem, Tensor]:
+def train(
+    name: str, setting: Setting, size: RatingsSize, splits: RatingSplits, seed: int, progress: bool = True
+) -> tuple[Problem, Tensor]:
     """Meta-train one method on the training users: the problem and the trained initialisation."""
     torch_seeded = torch.Generator().manual_seed(seed)
     problem = Problem(seeded(network(splits.train.shape[1]), torch_seeded), nn.functional.mse_loss)
     sampler = RatingSampler(splits.train, setting.support, setting.query, BATCH)
     adam = partial(torch.optim.Adam, lr=setting.meta_lr)
-    return problem, fit(make_method(name, setting, size), problem, sampler, size.meta_steps, adam, seed=seed, progress=progress).theta
+    return problem, fit(
+        make_method(name, setting, size), problem, sampler, size.meta_steps, adam, seed=seed, progress=progress
+    ).theta
 
 
 def seeded(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -122,7 +126,9 @@ def compare(profile: str, seed: int, setting: Setting = Setting(), methods: tupl
     return pd.concat([_test(name, setting, size, splits, tasks, seed) for name in methods], ignore_index=True)
 
 
-def _test(name: str, setting: Setting, size: RatingsSize, splits: RatingSplits, tasks: Tasks, seed: int, progress: bool = True) -> pd.DataFrame:
+def _test(
+    name: str, setting: Setting, size: RatingsSize, splits: RatingSplits, tasks: Tasks, seed: int, progress: bool = True
+) -> pd.DataFrame:
     problem, theta = train(name, setting, size, splits, seed, progress)
     table = evaluate(make_method(name, setting, size), problem, theta, tasks, metrics.rmse, size.test_steps)
     table.insert(0, "method", name)

@@ -72,11 +72,17 @@ class AMAML:
             if self.sensitivities:
                 raise ValueError('step-size sensitivities need adjoint="discrete"')
         if self.inner.minibatch is not None and (adaptive or backsolve):
-            raise ValueError("minibatches change the field from step to step; they need a fixed-step solver and stored states")
+            raise ValueError(
+                "minibatches change the field from step to step; they need a fixed-step solver and stored states"
+            )
         if self.step_sizes is not None:
             if adaptive:
                 raise ValueError("Dopri5 chooses its own step sizes; leave step_sizes out")
-            if self.step_sizes.ndim != 2 or len(self.step_sizes) != self.solver.steps or not (self.step_sizes > 0).all():
+            if (
+                self.step_sizes.ndim != 2
+                or len(self.step_sizes) != self.solver.steps
+                or not (self.step_sizes > 0).all()
+            ):
                 raise ValueError(f"step_sizes must be positive, of shape (K={self.solver.steps}, 1 or G)")
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
@@ -87,13 +93,15 @@ class AMAML:
         """
         if isinstance(self.solver, Dopri5) or self.inner.minibatch is not None or self.step_sizes is not None:
             raise ValueError(
-                "the steps of this A-MAML differ from each other, so none can be repeated; evaluate it by meta_gradient(...).adapted, "
-                "or adapt with AdamAdaptation or a fixed-step A-MAML"
+                "the steps of this A-MAML differ from each other, so none can be repeated; evaluate it by "
+                "meta_gradient(...).adapted, or adapt with AdamAdaptation or a fixed-step A-MAML"
             )
         chain = self._chain(problem, batched(theta, tasks), tasks)
         return lambda u: chain.forward(0, u)
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]:
+    def __call__(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
+    ) -> tuple[Tensor, Pullback]:
         """Adapted parameters u(T) (B, P), and the pullback (B, P) -> (B, P)."""
         chain = self._chain(problem, batched(theta, tasks), tasks, stats)
         end, sweep = self.memory.solve(chain)
@@ -108,7 +116,9 @@ class AMAML:
             if self.sensitivities:
                 by_step = torch.stack(gradients.step_sizes[::-1], dim=1)  # (B, K, G)
                 by_step = by_step.masked_fill(diverged[:, None, None], 0)
-                by_horizon = (by_step * chain.step_sizes.to(by_step) / self.horizon).sum((1, 2))  # h_k = T times a fixed ratio
+                by_horizon = (by_step * chain.step_sizes.to(by_step) / self.horizon).sum(
+                    (1, 2)
+                )  # h_k = T times a fixed ratio
                 record(stats, step_size_gradient=by_step, horizon_gradient=by_horizon)
             return total.masked_fill(diverged[:, None], 0)
 
@@ -120,7 +130,8 @@ class AMAML:
         if self.inner.minibatch is not None:
             schedule = self.inner.schedule(self.solver.steps, tasks)  # (K, minibatch)
             chunks = [
-                Tasks(tasks.support_x[:, rows], tasks.support_y[:, rows], tasks.query_x, tasks.query_y) for rows in schedule
+                Tasks(tasks.support_x[:, rows], tasks.support_y[:, rows], tasks.query_x, tasks.query_y)
+                for rows in schedule
             ]
 
         def field(u: Tensor, theta: Tensor, k: int) -> Tensor:
@@ -156,8 +167,8 @@ def describe_divergence(chain: Chain, diverged: Tensor) -> str:
         if lost.any():
             task = int(lost.nonzero()[0])
             return (
-                f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, task {task} first, at inner step {k + 1} of "
-                f"{len(chain)}; its last finite update had the norm {last[task]:.3g}. The inner step size "
+                f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, task {task} first, at inner step "
+                f"{k + 1} of {len(chain)}; its last finite update had the norm {last[task]:.3g}. The inner step size "
                 f"{chain.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss: take more steps, "
                 'a shorter horizon, or on_divergence="skip"'
             )

@@ -55,5 +55,3 @@ def record(stats: dict | None, **entries: object) -> None:
 def batched(theta: Tensor, tasks: Tasks) -> Tensor:
     """One copy of ``theta (P,)`` for each task: (B, P), detached."""
     return theta.detach().expand(len(tasks), -1).contiguous()
-
-

@@ -63,15 +63,21 @@ class IMAML:
 
     def __post_init__(self) -> None:
         if not self.regularization > 0:
-            raise ValueError(f"IMAML needs regularization > 0, not {self.regularization}: without it the optimum forgets theta")
+            raise ValueError(
+                f"IMAML needs regularization > 0, not {self.regularization}: without it the optimum forgets theta"
+            )
         if self.cg_steps < 1 or self.cg_tolerance < 0:
-            raise ValueError(f"IMAML needs cg_steps >= 1 and cg_tolerance >= 0, not {self.cg_steps} and {self.cg_tolerance}")
+            raise ValueError(
+                f"IMAML needs cg_steps >= 1 and cg_tolerance >= 0, not {self.cg_steps} and {self.cg_tolerance}"
+            )
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One step of the inner solver, without a graph."""
         return self.inner.step(problem, theta, tasks, self.regularization)
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]:
+    def __call__(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
+    ) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P); stats gain the ``cg_residual`` (B,)."""
         theta = theta.detach()
         step = self.inner_step(problem, theta, tasks)

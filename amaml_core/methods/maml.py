@@ -30,7 +30,9 @@ class MAML(Descent):
     lr: float = 0.01
     steps: int = 5
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]:
+    def __call__(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
+    ) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
         start = batched(theta, tasks).requires_grad_()
         with torch.enable_grad():

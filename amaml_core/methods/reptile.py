@@ -26,7 +26,9 @@ class Reptile(Descent):
     lr: float = 0.01
     steps: int = 5
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> tuple[Tensor, Pullback]:
+    def __call__(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
+    ) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and a pullback that returns ``theta - adapted`` (B, P) whatever it is given."""
         record(stats, steps=self.steps, gradient_evaluations=self.steps)
         adapted = self.descend(problem, theta, tasks)

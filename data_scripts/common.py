@@ -1,0 +1,276 @@
+"""What a data set is, where it lives, and how it gets there whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are then the user's to avoid
+    fcntl = None
+
+FORMAT = 1  # of the prepared arrays; a higher number makes every folder of a lower one be prepared again
+SPARE_BYTES = 32 * 2**20  # left over on the disk beside the arrays themselves
+
+INTERRUPTED = "{}: interrupted; what was there before is untouched, run again to go on"
+
+Layout = dict[str, Any]  # file name -> (shape, dtype) for .npy, or {array name: (shape, dtype)} for .npz
+
+
+class DataError(Exception):
+    """A data set cannot be prepared; the message says why and what to do."""
+
+
+class Unreachable(DataError):
+    """The archives are neither on the reachable network nor in the mirror: nothing is wrong, but nothing is there."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A verified archive: where it lies, its name, its SHA-256 (None for a folder), whether it is the official file."""
+
+    path: Path
+    name: str
+    sha256: str | None
+    official: bool
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set.
+
+    Attributes:
+        name: its folder under ``AMAML_DATA``.
+        title, page, licence: for people.
+        counts: the official counts; the prepared arrays have to agree with them.
+        layout: counts -> files with shapes and dtypes.
+        obtain: -> verified sources, from the mirror or the network.
+        build: (sources, folder, counts) -> further manifest entries; writes the arrays into the folder.
+    """
+
+    name: str
+    title: str
+    page: str
+    licence: str
+    counts: Mapping[str, int]
+    layout: Callable[[Mapping[str, int]], Layout]
+    obtain: Callable[[], Sequence[Source]]
+    build: Callable[[Sequence[Source], Path, Mapping[str, int]], dict]
+
+
+def data_folder() -> Path:
+    """The folder of prepared data: ``AMAML_DATA``, or ``data/`` in the project root."""
+    return Path(os.environ.get("AMAML_DATA") or Path(__file__).resolve().parents[1] / "data")
+
+
+def mirror_folder() -> Path | None:
+    """The folder of archives to use instead of the network: ``AMAML_MIRROR`` or None. Raises DataError if missing."""
+    value = os.environ.get("AMAML_MIRROR")
+    if not value:
+        return None
+    if not Path(value).is_dir():
+        raise DataError(f"AMAML_MIRROR={value} is not a folder; point it at one with archives, or unset it to download")
+    return Path(value)
+
+
+def archive_folder() -> Path:
+    """Where downloaded archives are kept, laid out like a mirror."""
+    return data_folder() / "archives"
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """Counts as words: ``943 users, 1,682 items``."""
+    return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
+
+
+def defect(dataset: DataSet, folder: Path) -> str | None:
+    """Why `folder` is not the whole, prepared data set, in a few words; None if it is. Hashes nothing."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "not prepared"
+    except (OSError, ValueError) as error:
+        return f"its manifest.json cannot be read: {error}"
+    if not isinstance(manifest, dict) or manifest.get("name") != dataset.name or manifest.get("format") != FORMAT:
+        return "its manifest.json is of another data set or format"
+    if manifest.get("counts") != dict(dataset.counts):
+        return f"its counts are {manifest.get('counts')}, not {dict(dataset.counts)}"
+    return array_defect(dataset, folder)
+
+
+def array_defect(dataset: DataSet, folder: Path) -> str | None:
+    """Which array in `folder` is missing, damaged or of the wrong shape or dtype; None if all are as they should be."""
+    for filename, expected in dataset.layout(dataset.counts).items():
+        try:
+            if filename.endswith(".npy"):
+                found: Any = signature(np.load(folder / filename, mmap_mode="r", allow_pickle=False))
+            else:
+                with np.load(folder / filename, allow_pickle=False) as arrays:
+                    found = {name: signature(arrays[name]) for name in arrays.files}
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            return f"{filename} cannot be read: {error}"
+        if found != expected:
+            return f"{filename} holds {found}, not {expected}"
+    return None
+
+
+def signature(array: np.ndarray) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype name of an array, as layouts state them."""
+    return tuple(array.shape), array.dtype.name
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes that the arrays of a layout take."""
+    arrays = [array for entry in layout.values() for array in (entry.values() if isinstance(entry, dict) else [entry])]
+    return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in arrays)
+
+
+def prepare(dataset: DataSet) -> bool:
+    """Fetch and prepare a data set unless it is there already.
+
+    The arrays are made in a temporary folder beside the target, checked, and renamed into place; after any failure the
+    target is as it was.
+
+    Returns: whether there was anything to do.
+    Raises:
+        Unreachable: no archive to prepare it from.
+        DataError: anything else that stops it, such as a damaged archive or a full disk.
+    """
+    target = data_folder() / dataset.name
+    if defect(dataset, target) is None:
+        return False
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(dataset, target):
+            remove_leftovers(target)
+            if (reason := defect(dataset, target)) is None:
+                return False
+            if target.exists():
+                refuse_foreign_files(dataset, target)
+                print(f"{dataset.name}: preparing it again, because {reason}")
+            require_space(dataset, target.parent)
+            print(f"{dataset.name}: {dataset.title}, {dataset.page}")
+            print(f"{dataset.name}: licence: {dataset.licence}", flush=True)
+            sources = dataset.obtain()
+            with staging(target) as folder:
+                further = dataset.build(sources, folder, dataset.counts)
+                if (reason := array_defect(dataset, folder)) is not None:
+                    raise DataError(f"{dataset.name}: {reason}")
+                write_manifest(dataset, sources, further, folder)
+        print(f"{dataset.name}: prepared {describe(dataset.counts)} in {target}", flush=True)
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"the disk of {target.parent} is full; free some space and run again"
+            raise DataError(f"{dataset.name}: {reason}") from error
+        place = error.filename or target.parent
+        raise DataError(f"{dataset.name}: cannot read or write {place}: {error.strerror or error}") from error
+
+
+def write_manifest(dataset: DataSet, sources: Sequence[Source], further: dict, folder: Path) -> None:
+    """Write ``manifest.json``: what the arrays are, what they were made from, and when."""
+    manifest = {
+        "name": dataset.name,
+        "format": FORMAT,
+        "title": dataset.title,
+        "source": dataset.page,
+        "licence": dataset.licence,
+        "counts": dict(dataset.counts),
+        "sha256": {source.name: source.sha256 for source in sources},
+        "official": all(source.official for source in sources),
+        "prepared": date.today().isoformat(),
+        **further,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_space(dataset: DataSet, folder: Path) -> None:
+    """Raise DataError if the disk of `folder` has no room for the arrays."""
+    needed, free = layout_bytes(dataset.layout(dataset.counts)) + SPARE_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"{dataset.name}: needs {needed / 1e9:.2f} GB in {folder}, but the disk has {free / 1e9:.2f} GB left;"
+            " free some space, or set AMAML_DATA to a folder on another disk"
+        )
+
+
+def refuse_foreign_files(dataset: DataSet, target: Path) -> None:
+    """Raise DataError if `target` holds files that are not ours: putting new arrays in place would delete them."""
+    if not target.is_dir():
+        raise DataError(f"{target} is not a folder; move it away and run again")
+    foreign = sorted({entry.name for entry in target.iterdir()} - {"manifest.json", *dataset.layout(dataset.counts)})
+    if foreign:
+        raise DataError(f"{target} holds files that are not prepared data ({foreign[0]}); move them away and run again")
+
+
+@contextmanager
+def only_one(dataset: DataSet, target: Path) -> Iterator[None]:
+    """Keep a second run off the same data set; the lock is the system's and goes when the process does."""
+    if fcntl is None:
+        yield
+        return
+    with open(target.parent / f".{target.name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{dataset.name}: another run is preparing it; waiting for it to end", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the temporary folders of runs that were killed."""
+    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
+        shutil.rmtree(leftover)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place if the block ends well and else vanishes."""
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    retired = temporary.with_name(f"{temporary.name}-old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(retired)  # no folder can be renamed over one that holds files
+        temporary.rename(target)
+    except BaseException:
+        if retired.exists():
+            retired.rename(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    remove_leftovers(target)
+
+
+def command(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
+    """The command line of one data set's script: prepare it, say what happened, and return the exit status."""
+    argparse.ArgumentParser(
+        prog=f"python -m data_scripts.{Path(sys.argv[0]).stem}",
+        description=f"Fetch and prepare {dataset.title}. Licence: {dataset.licence}",
+        epilog="AMAML_DATA: folder for the arrays. AMAML_MIRROR: folder with the archives, instead of the network.",
+    ).parse_args(arguments)
+    try:
+        if not prepare(dataset):
+            print(f"{dataset.name}: already prepared in {data_folder() / dataset.name}")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(INTERRUPTED.format(dataset.name), file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,110 @@
+"""Download an archive through pooch, going on where an earlier attempt was cut short."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from data_scripts.common import DataError, Unreachable
+
+CONNECT_SECONDS = 7
+READ_SECONDS = 30
+CHUNK_BYTES = 2**14  # what is lost at most when the connection breaks, since whole chunks are handed over
+
+
+@dataclass(frozen=True)
+class ResumingDownloader:
+    """A pooch downloader that collects the bytes in `part` and goes on from there when it is called again.
+
+    A download that is cut short leaves `part` behind. A complete one hands its file over to pooch, which compares the
+    hash and throws a wrong file away, so that a bad part is never resumed again and again.
+    """
+
+    part: Path
+
+    def __call__(self, url: str, output_file: Any, _pooch: Any = None) -> None:
+        """Bring `url` into `output_file`. Raises requests' exceptions, Unreachable for an early end, OSError."""
+        have = self.part.stat().st_size if self.part.exists() else 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+            if response.status_code == requests.codes.requested_range_not_satisfiable:
+                # Nothing is left to send: the part is as long as the file, or longer and then of no use.
+                if response.headers.get("Content-Range") != f"bytes */{have}":
+                    self.part.unlink()
+                    raise Unreachable(f"{url}: the partial download did not fit and was removed; run again")
+            else:
+                response.raise_for_status()
+                self.append(response, have if resumes_at(response, have) else 0)
+        os.replace(self.part, output_file)
+
+    def append(self, response: requests.Response, have: int) -> None:
+        """Write the body of `response` behind the first `have` bytes of the part; from the start if that is 0."""
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        name = self.part.name.removesuffix(".part")
+        with (
+            open(self.part, "ab" if have else "wb") as stream,
+            tqdm(total=total, initial=have, desc=name, unit="B", unit_scale=True, disable=None) as progress,
+        ):
+            for chunk in response.iter_content(CHUNK_BYTES):
+                stream.write(chunk)
+                progress.update(len(chunk))
+        if total is not None and (size := self.part.stat().st_size) != total:
+            raise Unreachable(f"{response.url} ended after {size:,} of {total:,} bytes; run again to resume")
+
+
+def resumes_at(response: requests.Response, position: int) -> bool:
+    """Whether the host answers a request for a range with the bytes from `position` on."""
+    content_range = response.headers.get("Content-Range", "")
+    return response.status_code == requests.codes.partial_content and content_range.startswith(f"bytes {position}-")
+
+
+def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
+    """Bring a file to `target` from the first of `urls` that serves it, unless it is there and whole already.
+
+    Raises:
+        Unreachable: no host serves it.
+        DataError: a host serves something else.
+    """
+    pooch.get_logger().setLevel("WARNING")
+    downloader = ResumingDownloader(target.with_name(f"{target.name}.part"))
+    failures: list[DataError] = []
+    silent: set[str] = set()
+    for url in urls:
+        host = urlsplit(url).netloc
+        if host in silent:
+            continue
+        print(f"{target.name}: {'checking the copy of' if target.exists() else 'fetching'} {url}", flush=True)
+        try:
+            pooch.retrieve(url, known_hash, fname=target.name, path=target.parent, downloader=downloader)
+            return
+        except Unreachable as error:
+            failures.append(error)
+        except requests.HTTPError as error:
+            failures.append(Unreachable(f"{url} answers {error.response.status_code} {error.response.reason}"))
+        except requests.RequestException as error:
+            silent.add(host)
+            failures.append(Unreachable(f"{host} cannot be reached ({short_reason(error)})"))
+        except ValueError as error:  # pooch's word for a wrong hash
+            failures.append(DataError(f"{url} serves a file that is not the official one ({error})"))
+    # A wrong file weighs more than a silent host.
+    kind = Unreachable if all(isinstance(failure, Unreachable) for failure in failures) else DataError
+    raise kind("; ".join(map(str, failures)))
+
+
+def short_reason(error: requests.RequestException) -> str:
+    """A request's failure in a few words."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not valid"
+    if isinstance(error, requests.exceptions.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke; run again to resume"
+    return "no connection"
