@@ -141,7 +141,7 @@ class Checkpoint:
                 split = start + revolve_split(stop - start, free)
                 gradients = descend(split, stop, _forward(chain, start, split, u), max(free - 1, 1), gradients)
                 stop = split
-            u_next = chain.forward(start, u) if chain.continuous else u  # the discrete adjoint needs one end alone
+            u_next = chain.forward(start, u) if chain.kernel.continuous else u  # the discrete adjoint needs one end alone
             return chain.backward(start, u, u_next, gradients)
 
         return end, sweep
@@ -243,8 +243,8 @@ class Backsolve:
         def backward(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             reached[0] = horizon - s.item()
             u, lam = state[0], state[1]
-            part_u, part_theta = chain._field_vjp(0, u, lam)
-            return (-chain.field(u, chain.theta, 0), part_u, *(() if part_theta is None else (part_theta,)))
+            points = chain.points(0)
+            return (-chain.kernel.field(u, chain.theta, *points), *chain.kernel.field_vjp(u, chain.theta, *points, lam))
 
         state = (end, gradients.lam, *(() if gradients.theta is None else (gradients.theta,)))
         times = torch.tensor([0.0, horizon], dtype=torch.float64, device=end.device)

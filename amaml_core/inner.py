@@ -43,9 +43,9 @@ class InnerLoop:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, not {self.clip_norm}")
 
-    def slope(self, problem: Problem, u: Tensor, tasks: Tasks) -> Tensor:
-        """du/dt (B, P) at ``u (B, P)``; differentiable where gradients are enabled."""
-        slope = -problem.support_gradient(u, tasks, create_graph=torch.is_grad_enabled())
+    def slope(self, problem: Problem, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """du/dt (B, P) at ``u (B, P)`` for the points ``x, y (B, n, ...)``; differentiable where gradients are enabled."""
+        slope = -problem.gradient(u, x, y, create_graph=torch.is_grad_enabled())[1]
         if self.weight_decay:
             slope = slope - self.weight_decay * u
         if self.mask is not None:

@@ -92,7 +92,17 @@ class Problem:
 
     def support_gradient(self, u: Tensor, tasks: Tasks, create_graph: bool = False) -> Tensor:
         """Gradients ``(B, P)`` of the support losses; differentiable in ``u`` if ``create_graph``."""
-        return _value_and_gradient(self.support_loss, u, tasks, create_graph)[1]
+        return self.gradient(u, tasks.support_x, tasks.support_y, create_graph)[1]
+
+    def gradient(self, u: Tensor, x: Tensor, y: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` and their gradients ``(B, P)``, from one forward pass."""
+        with torch.enable_grad():
+            if not (create_graph and u.requires_grad):
+                u = u.detach().requires_grad_()
+            values = self._map(self._loss_one, u, x, y)  # (B,)
+            # Task b's loss depends on u[b] alone, so the gradient of the sum holds every task's own gradient.
+            (gradient,) = torch.autograd.grad(values.sum(), u, create_graph=create_graph)  # (B, P)
+        return values.detach(), gradient
 
     def query_gradient(self, u: Tensor, tasks: Tasks) -> Tensor:
         """Gradients ``(B, P)`` of the query losses."""
@@ -100,7 +110,7 @@ class Problem:
 
     def query_loss_and_gradient(self, u: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
         """Query losses ``(B,)`` and their gradients ``(B, P)``, from one forward pass."""
-        return _value_and_gradient(self.query_loss, u, tasks, create_graph=False)
+        return self.gradient(u, tasks.query_x, tasks.query_y)
 
     def support_hvp(self, u: Tensor, tasks: Tasks, v: Tensor) -> Tensor:
         """Hessian-vector products ``(B, P)``: row b is the Hessian of task b's support loss at ``u[b]``, times ``v[b]``."""
@@ -136,18 +146,6 @@ class Problem:
             for chunk in chunks
         ]
         return results[0] if len(results) == 1 else torch.cat(results)
-
-
-def _value_and_gradient(
-    loss: Callable[[Tensor, Tasks], Tensor], u: Tensor, tasks: Tasks, create_graph: bool
-) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        if not (create_graph and u.requires_grad):
-            u = u.detach().requires_grad_()
-        values = loss(u, tasks)  # (B,)
-        # Task b's loss depends on u[b] alone, so the gradient of the sum holds every task's own gradient.
-        (gradient,) = torch.autograd.grad(values.sum(), u, create_graph=create_graph)  # (B, P)
-    return values.detach(), gradient
 
 
 def check_model(model: nn.Module) -> None:

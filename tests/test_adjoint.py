@@ -34,7 +34,7 @@ from amaml_core import (
     meta_gradient,
 )
 from amaml_core import adjoint as adjoint_module
-from amaml_core.chain import Chain, hermite
+from amaml_core.chain import Chain, Kernel, hermite
 from amaml_core.flow import adaptive_grid, runge_kutta_step
 
 
@@ -64,7 +64,8 @@ class Counter:
     """A chain of trivial steps that counts what a memory strategy does with it."""
 
     def __init__(self, steps):
-        self.chain = Chain(None, None, torch.zeros(1, 1, dtype=F64), torch.ones(steps, 1, dtype=F64))
+        kernel = Kernel(None, Euler.tableau)
+        self.chain = Chain(kernel, torch.zeros(1, 1, dtype=F64), torch.ones(steps, 1, dtype=F64), ())
         self.forwards, self.backwards = 0, []
         object.__setattr__(self.chain, "forward", self.forward)
         object.__setattr__(self.chain, "backward", self.backward)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..adjoint import Backsolve, Checkpoint, Pullback, Store
-from ..chain import Chain
+from ..chain import Chain, Kernel
+from ..compiled import compile_kernel
 from ..flow import DivergenceError, Dopri5, Euler, FixedStep, adaptive_grid
 from ..inner import InnerLoop
 from ..problem import Problem
@@ -126,23 +127,20 @@ class AMAML:
 
     def _chain(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> Chain:
         """The steps from ``theta (B, P)`` to the horizon."""
-        chunks = None
+        data = ((tasks.support_x, tasks.support_y),)
         if self.inner.minibatch is not None:
             schedule = self.inner.schedule(self.solver.steps, tasks)  # (K, minibatch)
-            chunks = [
-                Tasks(tasks.support_x[:, rows], tasks.support_y[:, rows], tasks.query_x, tasks.query_y)
-                for rows in schedule
-            ]
+            data = tuple((tasks.support_x[:, rows], tasks.support_y[:, rows]) for rows in schedule)
 
-        def field(u: Tensor, theta: Tensor, k: int) -> Tensor:
-            slope = self.inner.slope(problem, u, tasks if chunks is None else chunks[k])
+        def field(u: Tensor, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            slope = self.inner.slope(problem, u, x, y)
             if not self.proximal:
                 return slope
             pull = self.proximal * (u - theta)
             return slope - (pull if self.inner.mask is None else self.inner.mask * pull)
 
         if isinstance(self.solver, Dopri5):
-            grid = adaptive_grid(self.solver, lambda u: field(u, theta, 0), theta, self.horizon)
+            grid = adaptive_grid(self.solver, lambda u: field(u, theta, *data[0]), theta, self.horizon)
             step_sizes = torch.tensor(grid.step_sizes, dtype=torch.float64)[:, None]
             record(stats, steps=len(step_sizes), rejected=grid.rejected, gradient_evaluations=grid.evaluations)
         else:
@@ -151,11 +149,16 @@ class AMAML:
             if self.step_sizes is not None:
                 step_sizes = self.step_sizes.detach().to("cpu", torch.float64)
             record(stats, steps=steps, rejected=0, gradient_evaluations=steps * len(self.solver.tableau.b))
-        return Chain(
-            field, self.solver.tableau, theta, step_sizes, problem.groups(step_sizes.shape[1]),
+        kernel = Kernel(
+            field, self.solver.tableau, problem.groups(step_sizes.shape[1]),
             theta_enters=self.proximal > 0, sensitivities=self.sensitivities,
             continuous=self.adjoint == "continuous" or isinstance(self.memory, Backsolve),
         )  # fmt: skip
+        if problem.compile:
+            data = tuple((x.contiguous(), y.contiguous()) for x, y in data)  # once, instead of at every step
+            key = (kernel.tableau, self.inner, self.proximal, kernel.sensitivities, kernel.continuous)
+            kernel = compile_kernel(problem, key, kernel, theta, step_sizes[:1].to(theta), *data[0])
+        return Chain(kernel, theta, step_sizes, data)
 
 
 def describe_divergence(chain: Chain, diverged: Tensor) -> str:

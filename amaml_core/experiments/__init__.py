@@ -1,0 +1,1 @@
+"""The evaluations of the book: parameters in, tidy results out."""
