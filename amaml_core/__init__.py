@@ -5,7 +5,7 @@ from .evaluation import AdamAdaptation, evaluate
 from .flow import RK4, DivergenceError, Dopri5, Euler, Heun
 from .inner import InnerLoop
 from .meta import MetaGradient, meta_gradient
-from .methods import AMAML, FOMAML, IMAML, MAML, GradientDescent, Reptile
+from .methods import AMAML, FOMAML, IMAML, MAML, GradientDescent, HessianFree, Reptile
 from .problem import Problem
 from .tasks import Tasks
 from .training import FitResult, fit
@@ -24,6 +24,7 @@ __all__ = [
     "Euler",
     "FitResult",
     "GradientDescent",
+    "HessianFree",
     "Heun",
     "InnerLoop",
     "MetaGradient",

@@ -3,45 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Solution(NamedTuple):
+    """What conjugate gradients reached.
+
+    Attributes:
+        x: (B, P).
+        residual: relative residuals ``|b - A x| / |b|`` (B,).
+        indefinite: (B,), true where a direction of zero or negative curvature was met, so that A is not positive definite;
+            ``x`` is then what had been reached before (for the first direction: b itself, steepest descent).
+    """
+
+    x: Tensor
+    residual: Tensor
+    indefinite: Tensor
+
+
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0
-) -> tuple[Tensor, Tensor]:
+) -> Solution:
     """Solve ``A x = b`` for B independent symmetric positive definite systems at once, starting from zero.
 
-    A system that has reached its tolerance, or that is solved exactly, is left alone while the others go on.
+    A system that has reached its tolerance, that is solved exactly, or that proves indefinite is left alone while the
+    others go on.
 
     Args:
         operator: ``v (B, P) -> A v (B, P)``; row b of the result depends on row b of ``v`` alone.
         b: right-hand sides (B, P).
         steps: the largest number of iterations, each with one product ``A v``.
-        tolerance: stop a system at a relative residual ``|b - A x| / |b|`` of this size or less.
+        tolerance: stop a system at a relative residual of this size or less.
 
-    Returns:
-        ``x (B, P)`` and the relative residuals ``(B,)``.
-
-    Reference: Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
+    References: Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; Steihaug, The conjugate
+    gradient method and trust regions in large scale optimization, 1983 (the stop at negative curvature).
     """
     x = torch.zeros_like(b)
     residual, direction = b, b
-    size = b.square().sum(1)  # (B,)
-    goal = tolerance**2 * size
-    for _ in range(steps):
-        active = size > goal  # (B,)
+    size = norm = b.square().sum(1)  # (B,)
+    indefinite = torch.zeros_like(size, dtype=torch.bool)
+    for iteration in range(steps):
+        active = (size > tolerance**2 * norm) & ~indefinite  # (B,)
         if not active.any():
             break
         product = operator(direction)
         curvature = (direction * product).sum(1)  # (B,)
+        bad = active & ~(curvature > 0)  # a NaN is not positive either
+        indefinite, active = indefinite | bad, active & ~bad
+        if iteration == 0:
+            x = torch.where(bad[:, None], b, x)
         # A zero where a system is done or its direction has vanished: no division 0/0, and no further change.
         rate = torch.where(active, size / torch.where(active, curvature, 1), 0)[:, None]
         x = x + rate * direction
-        residual = residual - rate * product
+        residual = torch.where(active[:, None], residual - rate * product, residual)
         new_size = residual.square().sum(1)
         direction = residual + (new_size / torch.where(active, size, 1))[:, None] * direction
         size = new_size
-    norm = b.square().sum(1)
-    return x, torch.where(norm > 0, size / torch.where(norm > 0, norm, 1), 0).sqrt()
+    return Solution(x, torch.where(norm > 0, size / torch.where(norm > 0, norm, 1), 0).sqrt(), indefinite)

@@ -33,7 +33,7 @@ class ImagesSize:
 
 
 RATINGS: dict[str, RatingsSize] = {
-    "smoke": RatingsSize(30, 20, 4, 10, 3, (0, 1, 5, 10), 1),
+    "smoke": RatingsSize(30, 20, 4, 10, 5, (0, 1, 5, 10), 1),
     "book": RatingsSize(None, 100, 400, 50, 5, (0, 1, 2, 5, 10, 20, 50, 100), 1),
     "full": RatingsSize(None, 100, 1000, 50, 5, (0, 1, 2, 5, 10, 20, 50, 100), 3),
 }

@@ -16,6 +16,7 @@ from problems import (
     unrolled,
 )
 from torch import nn
+from torchdiffeq import odeint
 
 from amaml_core import (
     AMAML,
@@ -23,8 +24,10 @@ from amaml_core import (
     IMAML,
     MAML,
     RK4,
+    DivergenceError,
     Euler,
     GradientDescent,
+    HessianFree,
     Heun,
     Reptile,
     meta_gradient,
@@ -89,16 +92,6 @@ def test_gradient_converges_to_the_flows_at_the_solvers_order(solver):
 )
 def test_exact_methods_agree_with_central_differences(case, method):
     check_against_central_differences(method, *CASES[case](), tolerance=1e-6)
-
-
-def test_converged_imaml_agrees_with_central_differences_of_the_proximal_problem():
-    problem, theta, tasks = regression()
-    method = IMAML(GradientDescent(lr=0.1, steps=400), regularization=2.0, cg_steps=60, cg_tolerance=1e-12)
-    slope = problem.support_gradient(est := meta_gradient(method, problem, theta, tasks).adapted, tasks) + 2.0 * (
-        est - theta
-    )
-    assert slope.norm() < 1e-12  # the inner problem is solved
-    check_against_central_differences(method, problem, theta, tasks, tolerance=1e-6)
 
 
 def test_first_order_methods_equal_their_definitions():
@@ -167,11 +160,80 @@ def test_conjugate_gradients_solve_each_system_and_leave_the_finished_alone():
     a[0] = torch.eye(6, dtype=F64)  # solved after one iteration
     b = torch.randn(4, 6, generator=generator, dtype=F64)
     b[3] = 0  # solved at the start
-    x, residual = conjugate_gradients(lambda v: (a @ v[..., None])[..., 0], b, steps=20, tolerance=1e-13)
-    assert relative(x, torch.linalg.solve(a, b)) < 1e-10 and residual.max() < 1e-12
+    product = lambda v: (a @ v[..., None])[..., 0]  # noqa: E731
+    x, residual, indefinite = conjugate_gradients(product, b, steps=20, tolerance=1e-13)
+    assert relative(x, torch.linalg.solve(a, b)) < 1e-10 and residual.max() < 1e-12 and not indefinite.any()
     assert torch.equal(x[3], torch.zeros(6, dtype=F64))
-    _, early = conjugate_gradients(lambda v: (a @ v[..., None])[..., 0], b, steps=2)
-    true = (b - (a @ conjugate_gradients(lambda v: (a @ v[..., None])[..., 0], b, steps=2)[0][..., None])[..., 0]).norm(
-        dim=1
-    )
-    assert torch.allclose(early, true / b.norm(dim=1).clamp(min=1e-300), atol=1e-12)
+    early = conjugate_gradients(product, b, steps=2)
+    true = (b - product(early.x)).norm(dim=1) / b.norm(dim=1).clamp(min=1e-300)
+    assert torch.allclose(early.residual, true, atol=1e-12)
+
+
+def test_conjugate_gradients_stop_where_the_curvature_is_not_positive():
+    a = torch.diag_embed(torch.tensor([[1.0, 2.0, 3.0], [1.0, -2.0, 3.0], [-1.0, -1.0, -1.0]], dtype=F64))
+    b = torch.ones(3, 3, dtype=F64)
+    solution = conjugate_gradients(lambda v: (a @ v[..., None])[..., 0], b, steps=3)
+    assert solution.indefinite.tolist() == [False, True, True] and solution.x.isfinite().all()
+    assert torch.allclose(solution.x[0], 1 / torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    assert torch.equal(solution.x[2], b[2])
+
+
+@pytest.mark.parametrize("inner", [GradientDescent(0.1, 400), HessianFree(cg_steps=50, steps=20)], ids=["GD", "HF"])
+def test_converged_imaml_agrees_with_central_differences_of_the_proximal_problem(inner):
+    problem, theta, tasks = regression()
+    method = IMAML(inner, regularization=2.0, cg_steps=60, cg_tolerance=1e-12)
+    estimate = meta_gradient(method, problem, theta, tasks)
+    slope = problem.support_gradient(estimate.adapted, tasks) + 2.0 * (estimate.adapted - theta)
+    assert slope.norm() < 1e-12  # the inner problem is solved
+    assert estimate.stats["cg_residual"].max() < 1e-11
+    check_against_central_differences(method, problem, theta, tasks, tolerance=1e-6)
+
+
+def test_hessian_free_solves_a_quadratic_in_one_step_and_never_climbs():
+    problem, theta, tasks, a, _ = quadratic()
+    adapted = meta_gradient(IMAML(HessianFree(4, 1), 2.0, 4), problem, theta, tasks).adapted
+    expected = torch.linalg.solve(a + 2 * torch.eye(4, dtype=F64), tasks.support_y[:, :, -1] + 2 * theta)
+    assert relative(adapted, expected) < 1e-12
+    problem, theta, tasks = regression()
+    step, u = HessianFree(2, 1).step(problem, 10 * theta, tasks, 0.1), (10 * theta).expand(3, -1)
+    losses = []
+    for _ in range(6):
+        losses.append(problem.support_loss(u, tasks) + 0.05 * (u - 10 * theta).square().sum(1))
+        u = step(u)
+    assert (torch.stack(losses).diff(dim=0) <= 1e-13).all() and (losses[-1] < losses[0]).all()
+
+
+def test_imaml_says_when_the_curvature_is_too_negative():
+    problem, theta, tasks, _, _ = quadratic()
+    tasks.support_y[1, :, :-1] -= 9 * torch.eye(4, dtype=F64)  # the Hessian of task 1 is now negative
+    with pytest.raises(DivergenceError, match=r"curves down by more than regularization=2.0 for tasks \[1\]"):
+        meta_gradient(IMAML(GradientDescent(0.01, 1), 2.0, 4), problem, theta, tasks)
+    method = IMAML(GradientDescent(0.01, 1), 2.0, 4, on_negative_curvature="truncate")
+    assert meta_gradient(method, problem, theta, tasks).stats["indefinite"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("proximal", [0.0, 1.0])
+def test_the_released_recipe_equals_its_formulas(proximal):
+    """An independent transcription, one task at a time, with torchdiffeq's own rk4 and full Hessians."""
+    problem, theta, tasks = regression(tasks=2)
+    horizon, steps = 0.6, 6
+    estimate = meta_gradient(AMAML.as_released(horizon, steps, proximal), problem, theta, tasks)
+    expected = []
+    for b in range(2):
+        task = tasks[b : b + 1]
+
+        def support(u, task=task):
+            return problem.support_loss(u[None], task)[0] + proximal / 2 * (u - theta).square().sum()
+
+        times = torch.linspace(0, horizon, steps + 1, dtype=F64)
+        flow = odeint(lambda t, u, f=support: -torch.func.grad(f)(u), theta, times, method="rk4")
+        lam = problem.query_gradient(flow[-1:], task)[0] + proximal * (flow[-1] - theta)
+        values = [lam]
+        for k in range(steps, -1, -1):
+            values.append(
+                values[-1] - horizon / steps * torch.autograd.functional.hessian(support, flow[k]) @ values[-1]
+            )
+        integral = horizon / steps * torch.stack(values).sum(0)
+        expected.append(values[-1] + proximal * integral + proximal * (theta - flow[-1]))
+        assert relative(estimate.adapted[b], flow[-1]) < 1e-12
+    assert relative(estimate.gradient, torch.stack(expected).mean(0)) < 1e-12

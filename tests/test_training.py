@@ -29,7 +29,13 @@ from amaml_core import (
 from amaml_core.meta import meta_gradient
 
 F64 = torch.float64
-METHODS = [MAML(0.05, 3), AMAML(0.15, Euler(3)), FOMAML(0.05, 3), Reptile(0.05, 3), IMAML()]
+METHODS = [
+    MAML(0.05, 3),
+    AMAML(0.15, Euler(3)),
+    FOMAML(0.05, 3),
+    Reptile(0.05, 3),
+    IMAML(on_negative_curvature="truncate"),
+]
 
 
 def network():

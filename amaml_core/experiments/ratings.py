@@ -50,7 +50,9 @@ def make_method(name: str, setting: Setting, size: RatingsSize) -> Method:
     lr, steps = setting.inner_lr, size.inner_steps
     return {
         "A-MAML": AMAML(horizon=lr * steps, solver=Euler(steps)),
-        "iMAML": IMAML(GradientDescent(lr, steps), setting.regularization, cg_steps=5),
+        "iMAML": IMAML(
+            GradientDescent(lr, steps), setting.regularization, cg_steps=5, on_negative_curvature="truncate"
+        ),
         "MAML": MAML(lr, size.maml_steps),
         "FOMAML": FOMAML(lr, steps),
         "Reptile": Reptile(lr, steps),

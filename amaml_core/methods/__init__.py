@@ -2,8 +2,8 @@
 
 from .amaml import AMAML
 from .fomaml import FOMAML
-from .imaml import IMAML, GradientDescent
+from .imaml import IMAML, GradientDescent, HessianFree
 from .maml import MAML
 from .reptile import Reptile
 
-__all__ = ["AMAML", "FOMAML", "IMAML", "MAML", "GradientDescent", "Reptile"]
+__all__ = ["AMAML", "FOMAML", "IMAML", "MAML", "GradientDescent", "HessianFree", "Reptile"]

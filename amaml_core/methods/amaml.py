@@ -17,6 +17,7 @@ from ..inner import InnerLoop
 from ..problem import Problem
 from ..tasks import Tasks
 from .descent import batched, record
+from .released import ReleasedAMAML
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class AMAML:
                 or not (self.step_sizes > 0).all()
             ):
                 raise ValueError(f"step_sizes must be positive, of shape (K={self.solver.steps}, 1 or G)")
+
+    @staticmethod
+    def as_released(horizon: float = 0.5, steps: int = 50, proximal: float = 1.0) -> ReleasedAMAML:
+        """The arithmetic of the authors' released code; see :class:`amaml_core.methods.released.ReleasedAMAML`."""
+        return ReleasedAMAML(horizon, steps, proximal)
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One step of the solver, of size T / K, without a graph; it may be repeated beyond the horizon.

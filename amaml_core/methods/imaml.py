@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..adjoint import Pullback
+from ..flow import DivergenceError
 from ..linalg import conjugate_gradients
 from ..problem import Problem
 from ..tasks import Tasks
@@ -38,6 +41,64 @@ class GradientDescent:
 
 
 @dataclass(frozen=True)
+class HessianFree:
+    r"""Inner solver of iMAML: Newton's method on the proximal problem, with conjugate gradients and a line search.
+
+    Each step solves :math:`(H + \lambda I)d = -g` by conjugate gradients and takes the longest of the steps
+    :math:`d, \tfrac12 d, \tfrac14 d, \dots` that lowers the loss by a fraction of what its slope promises (Armijo), for each
+    task on its own. A task whose curvature is not positive falls back on what conjugate gradients had reached, at worst
+    steepest descent; one for which no step helps stays where it is.
+
+    Args:
+        cg_steps: conjugate gradient iterations for each direction.
+        steps: Newton steps.
+        halvings: the largest number of halvings in the line search.
+        slope_share: the fraction of the promised decrease that is asked for.
+
+    Raises:
+        ValueError: a count < 1 or a share outside (0, 1).
+
+    Reference: Martens, Deep learning via Hessian-free optimization, ICML 2010; iMAML-HF in Rajeswaran et al., 2019.
+    """
+
+    cg_steps: int = 5
+    steps: int = 5
+    halvings: int = 10
+    slope_share: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if min(self.cg_steps, self.steps, self.halvings) < 1 or not 0 < self.slope_share < 1:
+            raise ValueError(f"HessianFree needs counts >= 1 and 0 < slope_share < 1, not {self}")
+
+    def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
+        """One Newton step ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
+
+        def loss(u: Tensor) -> Tensor:  # (B,)
+            return problem.support_loss(u, tasks) + regularization / 2 * (u - theta).square().sum(1)
+
+        def newton(u: Tensor) -> Tensor:
+            gradient = problem.support_gradient(u, tasks) + regularization * (u - theta)
+            direction = conjugate_gradients(
+                lambda v: problem.support_hvp(u, tasks, v) + regularization * v, -gradient, self.cg_steps
+            ).x
+            start, slope = loss(u), (gradient * direction).sum(1)  # (B,), (B,) negative
+            slack = 10 * torch.finfo(u.dtype).eps * start.abs()  # close to the minimum, losses differ by rounding alone
+
+            def lowers(rate: Tensor) -> Tensor:  # (B,) -> (B,)
+                return loss(u + rate[:, None] * direction) <= start + self.slope_share * rate * slope + slack
+
+            rate = torch.ones_like(start)
+            for _ in range(self.halvings):
+                enough = lowers(rate)
+                if enough.all():
+                    break
+                rate = torch.where(enough, rate, rate / 2)
+            return torch.where(lowers(rate)[:, None], u + rate[:, None] * direction, u)
+
+        return torch.no_grad()(newton)
+
+
+@dataclass(frozen=True)
 class IMAML:
     r"""Implicit MAML.
 
@@ -49,17 +110,21 @@ class IMAML:
         regularization: the weight :math:`\lambda > 0` of the proximal term.
         cg_steps: the largest number of conjugate gradient iterations.
         cg_tolerance: stop at this relative residual; 0 stops by count alone.
+        on_negative_curvature: where :math:`I + H/\lambda` proves not to be positive definite, ``u`` is no minimum of the
+            proximal problem and the formula has no meaning: ``"raise"``, or ``"truncate"``, which keeps what conjugate
+            gradients had reached, as the literature does without saying so (``stats["indefinite"] (B,)`` marks the tasks).
 
     Raises:
-        ValueError: ``regularization`` is not positive, ``cg_steps`` < 1 or ``cg_tolerance`` < 0.
+        ValueError: ``regularization`` is not positive, ``cg_steps`` < 1, ``cg_tolerance`` < 0, or an unknown choice.
 
     Reference: Rajeswaran, Finn, Kakade, Levine, Meta-learning with implicit gradients, NeurIPS 2019.
     """
 
-    inner: GradientDescent = GradientDescent()
+    inner: GradientDescent | HessianFree = GradientDescent()
     regularization: float = 2.0
     cg_steps: int = 5
     cg_tolerance: float = 0.0
+    on_negative_curvature: Literal["raise", "truncate"] = "raise"
 
     def __post_init__(self) -> None:
         if not self.regularization > 0:
@@ -70,6 +135,9 @@ class IMAML:
             raise ValueError(
                 f"IMAML needs cg_steps >= 1 and cg_tolerance >= 0, not {self.cg_steps} and {self.cg_tolerance}"
             )
+
+        if self.on_negative_curvature not in ("raise", "truncate"):
+            raise ValueError(f'on_negative_curvature must be "raise" or "truncate", not {self.on_negative_curvature!r}')
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One step of the inner solver, without a graph."""
@@ -84,16 +152,23 @@ class IMAML:
         u = batched(theta, tasks)
         for _ in range(self.inner.steps):
             u = step(u)
-        record(stats, steps=self.inner.steps, gradient_evaluations=self.inner.steps)
+        record(stats, steps=self.inner.steps)
 
         def pullback(gradient: Tensor) -> Tensor:
-            solution, residual = conjugate_gradients(
+            solution = conjugate_gradients(
                 lambda v: v + problem.support_hvp(u, tasks, v) / self.regularization,
                 gradient,
                 self.cg_steps,
                 self.cg_tolerance,
             )
-            record(stats, cg_residual=residual)
-            return solution
+            record(stats, cg_residual=solution.residual, indefinite=solution.indefinite)
+            if self.on_negative_curvature == "raise" and solution.indefinite.any():
+                worst = solution.indefinite.nonzero().flatten().tolist()
+                raise DivergenceError(
+                    f"the support loss curves down by more than regularization={self.regularization} for tasks {worst}: "
+                    "I + H/regularization is not positive definite, and the adapted parameters are no minimum of the proximal "
+                    'problem. Raise regularization, take more inner steps, or pass on_negative_curvature="truncate"'
+                )
+            return solution.x
 
         return u, pullback

@@ -1,0 +1,272 @@
+"""The chapters, the tools that run and render them, the rendered book and the README."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import torch
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.exceptions import PapermillExecutionError
+
+import amaml_core
+from tools import notebooks
+
+ROOT = Path(__file__).resolve().parents[1]
+HTML = ROOT / "_build" / "html"
+
+# ---------------------------------------------------------------------------------------------------------- chapters
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_committed_notebook_is_clean_and_says_what_its_source_says(name):
+    assert notebooks.problems(name) == []
+
+
+def toc_pages():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def test_contents_list_every_chapter_and_every_page_once():
+    pages = [f"book/{name}" for name in notebooks.names()]
+    pages += [f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")]
+    assert sorted(toc_pages()) == sorted(pages)
+
+
+def test_no_notebook_without_a_source():
+    assert sorted(path.stem for path in (ROOT / "book").glob("*.ipynb")) == notebooks.names()
+
+
+def test_reference_documents_every_public_name_once():
+    page = (ROOT / "book" / "api.md").read_text()
+    documented = re.findall(r"^\.\. auto\w+:: amaml_core\.(\w+)$", page, re.MULTILINE)
+    assert sorted(documented) == sorted(amaml_core.__all__)
+
+
+# ------------------------------------------------------------------------------------------------------------- tools
+
+
+def executed(**metadata):
+    """A notebook as papermill leaves it: timings, an injected cell, wrong numbers, a stream in two pieces."""
+    language = {"name": "python", "version": "3.11.2"}
+    timing = {"papermill": {"duration": 1.5}, "execution": {"iopub.status.busy": "2024-01-01"}}
+    stream = [new_output("stream", name="stdout", text="a\n"), new_output("stream", name="stdout", text="b\n")]
+    widget = new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {"model_id": "x"}})
+    glued = {"scrapbook": {"name": "x"}}
+    result = new_output("execute_result", data={"text/plain": "3"}, metadata=glued, execution_count=17)
+    return new_notebook(
+        metadata={"papermill": {"duration": 2}, "widgets": {"state": {}}, "language_info": language, **metadata},
+        cells=[
+            new_code_cell("seed = 0", metadata={"tags": ["parameters"], **timing}, execution_count=15),
+            new_code_cell('profile = "smoke"', metadata={"tags": ["injected-parameters"]}, execution_count=16),
+            new_markdown_cell("Text."),
+            new_code_cell("seed = 0", metadata={"tags": [], **timing}, execution_count=17, outputs=[*stream, widget, result]),
+        ],
+    )
+
+
+def test_clean_takes_out_what_differs_between_executions():
+    cleaned = notebooks.clean(executed())
+    text = nbformat.writes(cleaned)
+    assert not any(word in text for word in ("papermill", "iopub", "injected", "widget", "3.11"))
+    assert [cell.get("execution_count") for cell in cleaned.cells] == [1, None, 2]
+    first, second = cleaned.cells[2].outputs
+    assert (first.text, second.execution_count) == ("a\nb\n", 2)
+    assert second.metadata.scrapbook.name == "x"  # how a glued figure is found again
+    nbformat.validate(cleaned)
+
+
+def test_clean_gives_equal_notebooks_equal_bytes_and_different_ids():
+    once, other = notebooks.clean(executed()), notebooks.clean(executed(papermill={"duration": 9}))
+    assert nbformat.writes(once) == nbformat.writes(other)
+    assert len({cell.id for cell in once.cells}) == 3
+    before = nbformat.writes(once)
+    assert nbformat.writes(notebooks.clean(once)) == before
+
+
+@pytest.fixture
+def chapter(tmp_path, monkeypatch):
+    """A book of one chapter in a folder of its own: ``chapter(code)`` writes its source."""
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "book")
+    monkeypatch.setattr(notebooks, "SOURCES", tmp_path / "book" / "src")
+    monkeypatch.setenv("AMAML_PROFILE", "book")
+    notebooks.SOURCES.mkdir(parents=True)
+
+    def write(*code, parameters='import os\nprofile = os.environ.get("AMAML_PROFILE", "book")\nseed = 0'):
+        cells = [f":tags: [parameters]\n\n{parameters}", *code]
+        header = "---\nkernelspec:\n  display_name: Python 3\n  language: python\n  name: python3\n---\n\n# Title\n\n"
+        text = header + "".join(f"```{{code-cell}} python3\n{cell}\n```\n\n" for cell in cells)
+        (notebooks.SOURCES / "one.md").write_text(text)
+
+    return write
+
+
+def test_run_gives_the_profile_and_publish_makes_it_the_committed_notebook(chapter):
+    chapter("print(profile, seed)")
+    notebooks.run("one", "smoke")
+    notebooks.publish("one", "smoke")
+    made = nbformat.read(notebooks.NOTEBOOKS / "one.ipynb", as_version=4)
+    assert [output.text for output in made.cells[-1].outputs] == ["smoke 0\n"]
+    assert notebooks.problems("one") == []
+
+
+def test_a_failed_run_raises_and_leaves_no_run(chapter):
+    chapter("print(profile)")
+    made = notebooks.run_path("one", "smoke")
+    made.parent.mkdir(parents=True)
+    made.write_text("an earlier run")
+    chapter("1 / 0")
+    with pytest.raises(PapermillExecutionError, match="ZeroDivisionError"):
+        notebooks.run("one", "smoke")
+    assert not made.exists()
+    assert "ZeroDivisionError" in made.with_name("one.failed.ipynb").read_text()
+
+
+def test_run_refuses_a_chapter_without_parameters(chapter):
+    chapter("print(1)", parameters="seed = 1")
+    with pytest.raises(ValueError, match="lacks the line profile"):
+        notebooks.run("one", "smoke")
+
+
+def committed(*outputs):
+    """Commit the notebook of a chapter whose code cells had these printed outputs."""
+    notebook = notebooks.clean(notebooks.read_source("one"))
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell, text in zip(code, outputs, strict=True):
+        cell.outputs = [new_output("stream", name="stdout", text=text)] if text else []
+    notebooks.write(notebook, notebooks.NOTEBOOKS / "one.ipynb")
+
+
+def test_sync_keeps_outputs_of_equal_code_only(chapter):
+    chapter("print(1)", "print(2)")
+    committed("", "1\n", "2\n")
+    chapter("print(1)", "print(3)")
+    assert any("differs from its source" in problem for problem in notebooks.problems("one"))
+    notebooks.sync("one")
+    synced = nbformat.read(notebooks.NOTEBOOKS / "one.ipynb", as_version=4)
+    assert [[output.text for output in cell.outputs] for cell in synced.cells[2:]] == [["1\n"], []]
+    assert notebooks.problems("one") == []
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("<object at 0x7f00deadbeef>", "a memory address"),
+        ("/usr/lib/python3/site-packages/x.py:1: UserWarning", "a path of this machine"),
+    ],
+)
+def test_problems_name_outputs_that_no_other_machine_repeats(chapter, output, problem):
+    chapter("f()")
+    committed("", output)
+    assert notebooks.problems("one") == [f"one: the output of cell 3 names {problem}"]
+
+
+def test_problems_name_errors_and_remains_of_an_execution(chapter):
+    chapter("f()")
+    committed("", "")
+    path = notebooks.NOTEBOOKS / "one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["papermill"] = {"duration": 1}
+    notebook.cells[-1].outputs = [new_output("error", ename="NameError", evalue="f", traceback=[])]
+    path.write_text(nbformat.writes(notebook))
+    found = " ".join(notebooks.problems("one"))
+    assert "ended in NameError" in found and "what an execution left behind" in found
+
+
+# ----------------------------------------------------------------------------------------------------- rendered book
+
+
+
+class Page(HTMLParser):
+    """What a page names: the ids of its elements, where its links go, and what a browser loads with it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.loaded = set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids |= {given.get("id"), given.get("name")} - {None}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag == "link" and given.get("rel") not in ("next", "prev", "index", "search", "canonical", "author"):
+            self.loaded.append(given["href"])
+        elif tag in ("script", "img", "iframe", "source", "video", "audio", "embed") and given.get("src"):
+            self.loaded.append(given["src"])
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    if not (HTML / "index.html").is_file():
+        pytest.skip("the book is not rendered; run `make html`")
+    return {path: Page(path) for path in HTML.rglob("*.html") if "_static" not in path.relative_to(HTML).parts}
+
+
+def test_every_page_of_the_contents_is_rendered(rendered):
+    assert {HTML / f"{page}.html" for page in toc_pages()} <= set(rendered)
+
+
+def test_every_link_within_the_book_arrives(rendered):
+    broken = []
+    for path, page in rendered.items():
+        for link in page.links + page.loaded:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            missing = not target.is_file()
+            if missing or (fragment and target in rendered and fragment not in rendered[target].ids):
+                broken.append(f"{path.relative_to(HTML)} -> {link}")
+    assert broken == []
+
+
+def test_no_page_loads_anything_from_another_host(rendered):
+    foreign = [(path.name, url) for path, page in rendered.items() for url in page.loaded if urlsplit(url).netloc]
+    assert foreign == []
+
+
+# ------------------------------------------------------------------------------------------- README and environment
+
+
+def test_readme_example_gives_the_gradient_it_promises():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    estimate, tasks, problem, theta = (names[key] for key in ("estimate", "tasks", "problem", "theta"))
+    unrolled = amaml_core.meta_gradient(amaml_core.MAML(lr=0.01, steps=50), problem, theta, tasks)
+    torch.testing.assert_close(estimate.gradient, unrolled.gradient)
+    assert float(estimate.gradient.norm()) > 0
+
+
+def test_readme_links_arrive_and_its_commands_exist():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if not urlsplit(link).scheme]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    targets = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    assert {"book", "test"} <= targets <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+def test_lock_pins_every_direct_dependency_for_any_build_and_index():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["data"], *extras["book"], *extras["dev"]]
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+    pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
+    direct = {re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", name)[0]).lower() for name in wanted}
+    assert direct - pinned == {"amaml-core"}
+
+
+def test_code_is_in_style():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
