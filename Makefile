@@ -1,0 +1,99 @@
+# The book from source: `make book` and `make test` need Python >= 3.11, a package index, and nothing else.
+# Say `make VARIABLE=value target` to change one of these:
+PROFILE ?= smoke
+JOBS ?= 2
+PYTHON ?= python3
+VENV ?= .venv
+
+# One thread for each notebook or test worker: JOBS of them share the cores, and sums come out the same.
+export OMP_NUM_THREADS ?= 1
+# A backend from outside would keep the figures out of the notebooks.
+unexport MPLBACKEND
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env book test data data-images html notebooks notebook refresh sync lint lock clean rendered
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+NAMES := $(basename $(notdir $(sort $(wildcard book/src/*.md))))
+RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
+# What a run depends on beside its source. `make data` comes first and in a make of its own, so its results are seen here.
+CODE := $(shell find amaml_core -name '*.py')
+INPUTS := $(CODE) $(wildcard $(or $(AMAML_DATA),data)/*/manifest.json) $(shell find results -type f 2>/dev/null)
+PAGES := $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f)
+SUBMAKE := +@$(MAKE) --no-print-directory
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "PROFILE=smoke|book|full (now $(PROFILE)), JOBS=$(JOBS), PYTHON=$(PYTHON), VENV=$(VENV)"
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; say for example: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing the packages of requirements.lock into $(VENV) (a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.lock
+	@$(PY) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+env: $(READY)  ## the environment in .venv
+
+book: $(READY)  ## run every chapter at PROFILE and render the runs
+	$(SUBMAKE) data
+	$(SUBMAKE) rendered
+	@$(PY) -m tools.book report
+
+test: $(READY)  ## all chapters at smoke, the strict book, unit tests, committed outputs, style
+	$(SUBMAKE) data
+	$(SUBMAKE) rendered PROFILE=smoke
+	AMAML_PROFILE=smoke $(PY) -m pytest -n $(JOBS) --dist loadfile -q \
+	  --nbval-lax --nbval-cell-timeout=600 tests amaml_core $(NAMES:%=book/%.ipynb)
+
+data: $(READY)  ## prepare the data sets that can be reached (the small ones)
+	@$(PY) -m data_scripts
+
+data-images: $(READY)  ## prepare the image data sets too (large)
+	@$(PY) -m data_scripts --images
+
+notebooks: $(READY)  ## run every chapter at PROFILE, into _runs/PROFILE
+	+@$(MAKE) --no-print-directory -k -j$(JOBS) PROFILE=$(PROFILE) $(RUNS)
+
+_runs/$(PROFILE)/%.ipynb: book/src/%.md $(INPUTS) tools/notebooks.py $(READY)
+	@$(PY) -m tools.notebooks run $* --profile $(PROFILE)
+
+notebook: $(READY)  ## run one chapter: make notebook NB=06_collaborative_filtering PROFILE=book
+	@$(if $(NB),,$(error say which: make notebook NB=NAME, NAME one of $(NAMES)))
+	@$(PY) -m tools.notebooks run $(NB) --profile $(PROFILE)
+	@echo "The executed chapter is _runs/$(PROFILE)/$(NB).ipynb"
+
+rendered: notebooks
+	$(SUBMAKE) _build/.rendered-$(PROFILE)
+
+_build/.rendered-$(PROFILE): $(RUNS) $(PAGES) $(CODE) _config.yml _toc.yml tools/book.py
+	@rm -f _build/.rendered-*
+	@$(PY) -m tools.book render --profile $(PROFILE)
+	@touch $@
+
+html: $(READY)  ## render the committed notebooks
+	@rm -f _build/.rendered-*
+	@$(PY) -m tools.book render
+
+refresh:  ## run every chapter at the book profile and make the runs the committed notebooks
+	$(SUBMAKE) notebooks PROFILE=book
+	@$(PY) -m tools.notebooks publish --profile book
+
+sync: $(READY)  ## carry the text of the sources into the committed notebooks
+	@$(PY) -m tools.notebooks sync
+
+lint: $(READY)  ## check the style of the code
+	@$(PY) -m ruff check
+
+lock: $(READY)  ## write the versions in .venv into requirements.lock
+	@{ sed -n '/^#/p' requirements.lock; \
+	  $(PY) -m pip freeze --all --local --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean:  ## remove what was built; data and .venv stay
+	rm -rf _build _runs build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""Render the book with Jupyter Book, strictly: a warning is an error.
+
+    python -m tools.book render                   the committed notebooks
+    python -m tools.book render --profile smoke   the runs of that profile in place of the committed notebooks
+    python -m tools.book report                   which data are real, and where the book is
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from amaml_core.datasets import RATINGS, data_root
+
+from .notebooks import NOTEBOOKS, PROFILES, ROOT, names, run_path
+
+BUILD = ROOT / "_build"
+INDEX = BUILD / "html" / "index.html"
+DATA = {**RATINGS, "omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
+
+
+def render(profile: str | None) -> None:
+    """Render a copy of the book's tree into ``_build/html``.
+
+    The copy holds nothing but what is rendered, so no cache, environment or source beside a notebook can get into the book.
+    Nothing of an earlier build is used: a page that once had a warning would be taken from the cache without it.
+
+    Raises:
+        FileNotFoundError: a chapter has no run at this profile, or no committed notebook.
+        subprocess.CalledProcessError: Jupyter Book found an error or a warning.
+    """
+    tree = BUILD / "tree"
+    for old in (tree, BUILD / "html", BUILD / ".doctrees"):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
+    for name in names():
+        notebook = NOTEBOOKS / f"{name}.ipynb" if profile is None else run_path(name, profile)
+        if not notebook.is_file():
+            way_out = "make refresh" if profile is None else f"make notebooks PROFILE={profile}"
+            raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `{way_out}`")
+        shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
+    for file in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / file, tree / file)
+    program = Path(sys.executable).with_name("jupyter-book")
+    subprocess.run([program, "build", tree, "--path-output", ROOT, "-W", "-n", "--keep-going", "-q"], cwd=ROOT, check=True)
+
+def data_report() -> str:
+    """One line for each data set: real, and from whose bytes, or a stand-in."""
+    lines = ["Data in the chapters:"]
+    for folder, title in DATA.items():
+        manifest = data_root() / folder / "manifest.json"
+        if manifest.is_file():
+            official = json.loads(manifest.read_text(encoding="utf-8")).get("official")
+            state = "real (the official archive)" if official else "real (from a mirror, checked against the official counts)"
+        else:
+            state = "a stand-in"
+        lines.append(f"  {title:<15} {state}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("render", "report"))
+    parser.add_argument("--profile", choices=PROFILES, help="render runs instead of the committed notebooks")
+    args = parser.parse_args(arguments)
+    if args.action == "render":
+        try:
+            render(args.profile)
+        except FileNotFoundError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except subprocess.CalledProcessError:
+            print("The book has errors or warnings; see above.", file=sys.stderr)
+            return 1
+    else:
+        print(data_report())
+    print(f"The book is at {INDEX}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""Chapters: sources in ``book/src/NAME.md`` (MyST, edited by people), executed notebooks in ``book/NAME.ipynb`` (generated).
+
+    python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb
+    python -m tools.notebooks publish NAME --profile book   make that run the committed notebook
+    python -m tools.notebooks sync [NAME ...]               text from the sources, outputs kept where the code is the same
+    python -m tools.notebooks check [NAME ...]              is every notebook clean, and as its source says?
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "book" / "src"
+NOTEBOOKS = ROOT / "book"
+PROFILES = ("smoke", "book", "full")
+# Seconds that one cell may take. A full run may take hours.
+CELL_TIMEOUT = {"smoke": 600, "book": 1800, "full": None}
+# What an execution leaves in the metadata of a cell, different every time.
+VOLATILE = ("papermill", "execution", "ExecuteTime", "collapsed", "scrolled", "jupyter")
+PARAMETERS = ('profile = os.environ.get("AMAML_PROFILE", "book")', "seed = 0")
+# An output that names these came from one machine or one process, and is different on the next.
+UNREPEATABLE = {
+    "a path of this machine": re.compile(rf"{re.escape(str(ROOT))}|site-packages|ipykernel_\d+|/(tmp|home|root|Users)/"),
+    "a memory address": re.compile(r"\bat 0x[0-9a-f]{6,}"),
+}
+
+
+def names() -> list[str]:
+    """The names of all chapters with code, in order."""
+    return sorted(path.stem for path in SOURCES.glob("*.md"))
+
+
+def read_source(name: str) -> NotebookNode:
+    """The source of a chapter as a notebook without outputs."""
+    return jupytext.read(SOURCES / f"{name}.md")
+
+
+def run_path(name: str, profile: str) -> Path:
+    """Where the executed notebook of a run lies."""
+    return ROOT / "_runs" / profile / f"{name}.ipynb"
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Take out of an executed notebook all that differs from one execution to the next.
+
+    Timings, injected parameters and widget states go; code cells are numbered 1, 2, ...; neighbouring pieces of one stream are
+    joined; the id of a cell is made from its text. The notebook is changed in place and returned.
+    """
+    notebook.metadata = NotebookNode(
+        {key: value for key, value in notebook.metadata.items() if key not in ("papermill", "jupytext", "widgets")},
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+    )
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    seen: set[str] = set()
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata = NotebookNode({key: value for key, value in cell.metadata.items() if key not in VOLATILE})
+        if "tags" in cell.metadata and not cell.metadata.tags:
+            del cell.metadata["tags"]
+        cell.id = _cell_id(cell, seen)
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = _clean_outputs(cell.outputs, count)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def _cell_id(cell: NotebookNode, seen: set[str]) -> str:
+    repeat = 0
+    while True:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}\n{repeat}".encode()).hexdigest()[:8]
+        if digest not in seen:
+            seen.add(digest)
+            return digest
+        repeat += 1
+
+
+def _clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
+    cleaned: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream":
+            if cleaned and cleaned[-1].output_type == "stream" and cleaned[-1].name == output.name:
+                cleaned[-1].text += output.text
+                continue
+        elif output.output_type in ("execute_result", "display_data"):
+            output.data.pop("application/vnd.jupyter.widget-view+json", None)
+            if not output.data:
+                continue
+        if "execution_count" in output:
+            output.execution_count = count
+        cleaned.append(output)
+    return cleaned
+
+
+def problems(name: str) -> list[str]:
+    """What is wrong with the committed notebook of a chapter; empty if nothing is."""
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.is_file():
+        return [f"{name}: there is no {path.relative_to(ROOT)}; run `make refresh`"]
+    notebook, source = nbformat.read(path, as_version=4), clean(read_source(name))
+    found = [f"it {reason}" for reason in _differences(notebook, source)]
+    found += [f"{reason}" for reason in _bad_parameters(source)]
+    for number, cell in enumerate(notebook.cells, start=1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                found.append(f"cell {number} ended in {output.ename}: {output.evalue}")
+            text = output.get("text", "") + "".join(
+                str(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")
+            )
+            found += [f"the output of cell {number} names {what}" for what, seen in UNREPEATABLE.items() if seen.search(text)]
+    before = nbformat.writes(notebook)
+    if nbformat.writes(clean(notebook)) != before:
+        found.append("it holds what an execution left behind; run `make sync`")
+    return [f"{name}: {reason}" for reason in found]
+
+
+def _differences(notebook: NotebookNode, source: NotebookNode) -> list[str]:
+    if len(notebook.cells) != len(source.cells):
+        return [f"has {len(notebook.cells)} cells, its source {len(source.cells)}; run `make sync`"]
+    return [
+        f"differs from its source in cell {number} ({what}); run `make sync`, or `make refresh` if its code has changed"
+        for number, (cell, wanted) in enumerate(zip(notebook.cells, source.cells, strict=True), start=1)
+        for what in ("cell_type", "source", "metadata")
+        if cell[what] != wanted[what]
+    ]
+
+
+def _bad_parameters(source: NotebookNode) -> list[str]:
+    tagged = [cell for cell in source.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        return [f"{len(tagged)} cells are tagged `parameters`; there must be exactly one"]
+    lines = tagged[0].source.splitlines()
+    return [f"its `parameters` cell lacks the line {line}" for line in PARAMETERS if line not in lines]
+
+
+def run(name: str, profile: str) -> None:
+    """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
+
+    Raises:
+        papermill.exceptions.PapermillExecutionError: a cell failed; ``_runs/PROFILE/NAME.failed.ipynb`` shows where.
+        ValueError: the notebook has no proper `parameters` cell.
+    """
+    import papermill
+
+    target = run_path(name, profile)
+    failed = target.with_name(f"{name}.failed.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    source = read_source(name)
+    if bad := _bad_parameters(source):
+        raise ValueError(f"{name}: " + "; ".join(bad))
+    os.environ["AMAML_PROFILE"] = profile
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder, "given.ipynb"), Path(folder, "made.ipynb")
+        nbformat.write(clean(source), given)
+        try:
+            papermill.execute_notebook(
+                given,
+                made,
+                parameters={"profile": profile},
+                kernel_name="python3",
+                cwd=NOTEBOOKS,
+                progress_bar=False,
+                execution_timeout=CELL_TIMEOUT[profile],
+                extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
+            )
+        except papermill.exceptions.PapermillExecutionError:
+            write(nbformat.read(made, as_version=4), failed)
+            raise
+        write(clean(nbformat.read(made, as_version=4)), target)
+
+
+def publish(name: str, profile: str) -> None:
+    """Make the run at a profile the committed notebook.
+
+    Raises:
+        ValueError: the source has changed since the run.
+    """
+    made = nbformat.read(run_path(name, profile), as_version=4)
+    if changed := _differences(made, clean(read_source(name))):
+        raise ValueError(f"{name}: the source has changed since it was run, so run it again: the run {changed[0]}")
+    write(made, NOTEBOOKS / f"{name}.ipynb")
+
+
+def sync(name: str) -> None:
+    """Text from the source into the committed notebook; outputs stay where the code is the same, and go where it is not."""
+    path = NOTEBOOKS / f"{name}.ipynb"
+    fresh = read_source(name)
+    outputs = defaultdict(list)  # code -> the outputs of the cells with this code, in order
+    if path.is_file():
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                outputs[cell.source].append(cell.outputs)
+    lost = 0
+    for cell in fresh.cells:
+        if cell.cell_type == "code":
+            if outputs[cell.source]:
+                cell.outputs = outputs[cell.source].pop(0)
+            else:
+                lost += 1
+    if lost:
+        print(f"{name}: the code of {lost} cells is new, and they have no outputs; run `make refresh` when the code is done")
+    write(clean(fresh), path)
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write beside and rename, so that an interruption never leaves half a notebook; leave an equal file alone."""
+    text = nbformat.writes(notebook) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "publish", "sync", "check"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all by default")
+    parser.add_argument("--profile", choices=PROFILES, default="smoke")
+    args = parser.parse_args(arguments)
+    if unknown := sorted(set(args.names) - set(names())):
+        parser.error(f"no chapter {', '.join(unknown)} in {SOURCES.relative_to(ROOT)}; there are {', '.join(names())}")
+    status = 0
+    for name in args.names or names():
+        if args.action == "sync":
+            sync(name)
+        elif args.action == "publish":
+            publish(name, args.profile)
+        elif args.action == "check":
+            for problem in problems(name):
+                print(problem)
+                status = 1
+        else:
+            started = time.perf_counter()
+            try:
+                run(name, args.profile)
+            except Exception as error:
+                print(f"FAILED {name} at {args.profile}: {error}", file=sys.stderr)
+                status = 1
+            else:
+                print(f"{name}: run at {args.profile} in {time.perf_counter() - started:.0f} s", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
