@@ -48,7 +48,7 @@ test: $(READY)  ## all chapters at smoke, the strict book, unit tests, committed
 	$(SUBMAKE) data
 	$(SUBMAKE) rendered PROFILE=smoke
 	AMAML_PROFILE=smoke $(PY) -m pytest -n $(JOBS) --dist loadfile -q \
-	  --nbval-lax --nbval-cell-timeout=600 tests amaml_core $(NAMES:%=book/%.ipynb)
+	  --nbval-lax --nbval-cell-timeout=600 tests amaml_core $(wildcard book/*.ipynb)
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts
@@ -82,6 +82,7 @@ html: $(READY)  ## render the committed notebooks
 refresh:  ## run every chapter at the book profile and make the runs the committed notebooks
 	$(SUBMAKE) notebooks PROFILE=book
 	@$(PY) -m tools.notebooks publish --profile book
+	@$(PY) -m tools.readme_figure
 
 sync: $(READY)  ## carry the text of the sources into the committed notebooks
 	@$(PY) -m tools.notebooks sync

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -88,6 +88,17 @@ def read_record(path: str | Path) -> Record:
         return Record(**content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def brief(settings: object) -> str:
+    """A frozen dataclass as one would write it: ``AMAML(horizon=5.0, solver=Euler(steps=50))``, defaults left out."""
+    entries = ((entry, getattr(settings, entry.name)) for entry in fields(settings))
+    shown = [
+        f"{entry.name}={brief(value) if is_dataclass(value) else repr(value)}"
+        for entry, value in entries
+        if entry.default is MISSING or value is not entry.default and value != entry.default
+    ]
+    return f"{type(settings).__name__}({', '.join(shown)})"
 
 
 def write_beside(path: Path, content: bytes) -> None:

@@ -270,3 +270,9 @@ def test_lock_pins_every_direct_dependency_for_any_build_and_index():
 def test_code_is_in_style():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_figure_of_the_readme_is_that_of_its_chapter():
+    from tools import readme_figure
+
+    assert readme_figure.TARGET.read_bytes() == readme_figure.figure()

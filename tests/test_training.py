@@ -266,3 +266,9 @@ def test_a_record_of_nan_is_refused_and_a_failed_write_leaves_the_old_file(tmp_p
     with pytest.raises(OSError, match="No space"):
         records.write_beside(path, b"new")
     assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_brief_leaves_defaults_out_and_can_be_read_back():
+    for method in (AMAML(5.0, Euler(7)), AMAML(0.5, proximal=0.1), MAML(0.1, 5), IMAML(regularization=1.0)):
+        assert eval(records.brief(method)) == method
+    assert records.brief(AMAML(5.0, Euler(7))) == "AMAML(horizon=5.0, solver=Euler(steps=7))"

@@ -6,6 +6,7 @@ Nothing is computed: the strategy is handed a chain that takes notes. Chapter "D
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -83,6 +84,8 @@ class Cost(NamedTuple):
 def cost(memory: Store | Checkpoint, steps: int) -> Cost:
     """What reversing ``steps`` (K) steps costs with this strategy, see :func:`calls`."""
     log = calls(memory, steps)
-    intervals = kept(log)
-    alive = (sum(entry.made <= time <= entry.read for entry in intervals) for time in range(len(log)))
-    return Cost(sum(call.kind == "forward" for call in log), max(alive))
+    change = [0] * (len(log) + 1)
+    for entry in kept(log):
+        change[entry.made] += 1
+        change[entry.read + 1] -= 1
+    return Cost(sum(call.kind == "forward" for call in log), max(accumulate(change)))

@@ -1,0 +1,27 @@
+"""The figure of the README: one of the committed notebooks' figures, taken out as it is.
+
+    python -m tools.readme_figure
+"""
+
+from __future__ import annotations
+
+import base64
+
+import nbformat
+
+from amaml_core.records import write_beside
+from tools.notebooks import NOTEBOOKS
+
+CHAPTER, FIGURE = "01_maml_memory", "fig-graph-growth"
+TARGET = NOTEBOOKS / "_static" / "readme.png"
+
+
+def figure(chapter: str = CHAPTER, name: str = FIGURE) -> bytes:
+    """The PNG that the cell with this figure name shows in the committed notebook."""
+    notebook = nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", as_version=4)
+    cell = next(c for c in notebook.cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == name)
+    return base64.b64decode(next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})))
+
+
+if __name__ == "__main__":
+    write_beside(TARGET, figure())
