@@ -104,6 +104,13 @@ class Kernel:
         return list(torch.autograd.grad(slope, inputs, lam))
 
 
+class Traced(NamedTuple):
+    """A kernel's step and its way back as graphs (:mod:`amaml_core.tracing`), with step sizes as tensors (1 or B, G)."""
+
+    step: Callable[..., Tensor]
+    back: Callable[..., list[Tensor]] | None
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """K steps of B tasks.
@@ -113,12 +120,14 @@ class Chain:
         theta: where every task starts (B, P).
         step_sizes: (K, G), one for each step and group of parameters (G = 1: the same for all); on the CPU, float64.
         data: support points ``(x, y)`` of all steps (one entry) or of each step (K entries).
+        traced: what runs in place of the kernel's ``step`` and ``back``, if anything.
     """
 
     kernel: Kernel
     theta: Tensor
     step_sizes: Tensor
     data: tuple[tuple[Tensor, Tensor], ...]
+    traced: Traced | None = None
 
     def __len__(self) -> int:
         return len(self.step_sizes)
@@ -134,20 +143,28 @@ class Chain:
     def forward(self, k: int, u: Tensor) -> Tensor:
         """``u_{k+1} (B, P)`` from ``u_k (B, P)``, without a graph."""
         with torch.no_grad():
-            return self.kernel.step(u, self.theta, self._sizes[k], *self.points(k))
+            return (self.traced or self.kernel).step(u, self.theta, self._sizes[k], *self.points(k))
+
+    def end(self) -> Tensor:
+        """``u_K (B, P)``, without a graph."""
+        u = self.theta
+        for k in range(len(self)):
+            u = self.forward(k, u)
+        return u
 
     def backward(self, k: int, u: Tensor, u_next: Tensor, gradients: Gradients) -> Gradients:
         """The gradients at step k from those at step k + 1; ``u`` and ``u_next`` (B, P) are the states at both ends."""
         kernel = self.kernel
         h = self._sizes[k].expand(len(u), -1) if kernel.sensitivities else self._sizes[k]  # (1, G) -> (B, G): one for each task
-        lam, *parts = kernel.back(u, u_next, self.theta, h, *self.points(k), gradients.lam)
+        with torch.no_grad():
+            lam, *parts = (self.traced or kernel).back(u, u_next, self.theta, h, *self.points(k), gradients.lam)
         theta = gradients.theta + parts.pop(0) if kernel.theta_enters else None
         return Gradients(lam, theta, (*gradients.step_sizes, *parts))
 
     @cached_property
     def _sizes(self) -> list[float] | list[Tensor]:
         """The size of each step: a plain number where that is enough, else (1, G)."""
-        plain = isinstance(self.kernel, Kernel) and self.kernel.groups is None and not self.kernel.sensitivities
+        plain = self.traced is None and self.kernel.groups is None and not self.kernel.sensitivities
         if plain:
             return self.step_sizes[:, 0].tolist()
         return list(self.step_sizes.to(self.theta)[:, None])  # (K, G) -> K times (1, G)

@@ -31,9 +31,11 @@ class Problem:
     Args:
         model: the network. Its own parameters are only read, never changed.
         loss: ``loss(prediction (n, ...), target (n, ...)) -> scalar`` of one task.
-        compile: compile the solver's steps (``torch.compile``); eager by default.
+        compile: compile the solver's steps (PyTorch's inductor); eager by default.
         chunk_size: how many tasks are handled at once; ``None`` for all. Small chunks save memory; for convolutions on a
             CPU a chunk of 1 is also the fastest.
+        trace: record the array operations of a solver's step once and replay them, see :mod:`amaml_core.tracing`. The model and
+            the loss should be pure functions: what else they do (count, print) happens while they are traced, not at each step.
 
     Raises:
         ValueError: the model has no parameters, parameters that are not floating-point or that differ in dtype or device,
@@ -44,6 +46,7 @@ class Problem:
     loss: Loss
     compile: bool = False
     chunk_size: int | None = None
+    trace: bool = True
 
     def __post_init__(self) -> None:
         check_model(self.model)
@@ -53,6 +56,11 @@ class Problem:
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: p.shape for name, p in self.model.named_parameters()}
+
+    @cached_property
+    def traces(self) -> dict:
+        """The graphs made so far; they live as long as the problem does."""
+        return {}
 
     @property
     def size(self) -> int:

@@ -139,6 +139,7 @@ def footprint(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> 
             "compiled kernels hide their tensors from the counters; measure with Problem(..., compile=False)"
         )
     check_theta(problem, theta, tasks)
+    method(problem, theta, tasks)  # what is made once for these shapes, the traced steps, is no part of a meta-gradient
     with LiveBytes() as live, GraphBytes(live) as graph:
         adapted, pullback = method(problem, theta, tasks)
         graph_bytes, held = graph.now, live.now

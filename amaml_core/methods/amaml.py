@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ..adjoint import Backsolve, Checkpoint, Pullback, Store
 from ..chain import Chain, Kernel
-from ..compiled import compile_kernel
 from ..flow import DivergenceError, Dopri5, Euler, FixedStep, adaptive_grid
 from ..inner import InnerLoop
 from ..problem import Problem
 from ..tasks import Tasks
-from .descent import batched, record
+from .descent import batched, inner_field, make_chain, record
 from .released import ReleasedAMAML
 
 
@@ -138,13 +137,7 @@ class AMAML:
             schedule = self.inner.schedule(self.solver.steps, tasks)  # (K, minibatch)
             data = tuple((tasks.support_x[:, rows], tasks.support_y[:, rows]) for rows in schedule)
 
-        def field(u: Tensor, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            slope = self.inner.slope(problem, u, x, y)
-            if not self.proximal:
-                return slope
-            pull = self.proximal * (u - theta)
-            return slope - (pull if self.inner.mask is None else self.inner.mask * pull)
-
+        field = inner_field(problem, self.inner, self.proximal)
         if isinstance(self.solver, Dopri5):
             grid = adaptive_grid(self.solver, lambda u: field(u, theta, *data[0]), theta, self.horizon)
             step_sizes = torch.tensor(grid.step_sizes, dtype=torch.float64)[:, None]
@@ -160,11 +153,8 @@ class AMAML:
             theta_enters=self.proximal > 0, sensitivities=self.sensitivities,
             continuous=self.adjoint == "continuous" or isinstance(self.memory, Backsolve),
         )  # fmt: skip
-        if problem.compile:
-            data = tuple((x.contiguous(), y.contiguous()) for x, y in data)  # once, instead of at every step
-            key = (kernel.tableau, self.inner, self.proximal, kernel.sensitivities, kernel.continuous)
-            kernel = compile_kernel(problem, key, kernel, theta, step_sizes[:1].to(theta), *data[0])
-        return Chain(kernel, theta, step_sizes, data)
+        key = (kernel.tableau, self.inner, self.proximal, kernel.sensitivities, kernel.continuous)
+        return make_chain(problem, kernel, key, theta, step_sizes, data)
 
 
 def describe_divergence(chain: Chain, diverged: Tensor) -> str:

@@ -14,7 +14,7 @@ from ..flow import DivergenceError
 from ..linalg import conjugate_gradients
 from ..problem import Problem
 from ..tasks import Tasks
-from .descent import batched, check_descent, record
+from .descent import batched, check_descent, descent_chain, record
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class GradientDescent:
 
     def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
         """One step ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
-        return lambda u: u - self.lr * (problem.support_gradient(u, tasks) + regularization * (u - theta))
+        chain = descent_chain(problem, batched(theta, tasks), tasks, self.lr, self.steps, regularization)
+        return lambda u: chain.forward(0, u)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Traced and compiled steps give the model's own gradients, for every normalisation layer, and give way where they would not."""
+
+import gc
+import warnings
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import CASES, regression, relative
+from torch import nn
+
+from amaml_core import AMAML, RK4, Backsolve, Checkpoint, Euler, Heun, InnerLoop, Problem, meta_gradient, tracing
+
+
+def plain(problem):
+    return Problem(problem.model, problem.loss, chunk_size=problem.chunk_size, trace=False)
+
+
+def both(method, problem, theta, tasks, compile):
+    own = meta_gradient(method, plain(problem), theta, tasks)
+    fast = Problem(problem.model, problem.loss, compile, problem.chunk_size)
+    found = meta_gradient(method, fast, theta, tasks)
+    assert list(fast.traces.values()) != [None]  # giving way would make this test compare the model with itself
+    return own, found
+
+
+@pytest.mark.parametrize("case", ["mlp", "BatchNorm"])
+def test_compiled_steps_are_those_of_the_model(case):
+    own, fast = both(AMAML(0.4, Euler(5)), *CASES[case](), compile=True)
+    assert relative(fast.gradient, own.gradient) < 1e-11 and relative(fast.adapted, own.adapted) < 1e-12
+    assert fast.stats["steps"] == 5
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_traced_steps_are_those_of_the_model(case):
+    own, fast = both(AMAML(0.4, Euler(5)), *CASES[case](), compile=False)
+    assert relative(fast.gradient, own.gradient) < 1e-11 and relative(fast.adapted, own.adapted) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AMAML(0.4, Heun(3), Checkpoint(), proximal=0.7, inner=InnerLoop(0.1, minibatch=3, clip_norm=1.0)),
+        AMAML(0.4, RK4(3), adjoint="continuous"),
+        AMAML(0.4, RK4(10), Backsolve()),
+        AMAML(0.4, Euler(3), sensitivities=True, step_sizes=torch.linspace(0.05, 0.2, 18, dtype=torch.float64).view(3, 6)),
+    ],
+    ids=["options", "continuous", "backsolve", "sensitivities"],
+)
+def test_every_kind_of_step_can_be_traced(method):
+    eager, fast = both(method, *regression(), compile=False)
+    assert relative(fast.gradient, eager.gradient) < 1e-10
+    for name in ("step_size_gradient", "horizon_gradient"):
+        if name in eager.stats:
+            assert relative(fast.stats[name], eager.stats[name]) < 1e-10
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How often a step has been traced."""
+    counts = []
+    original = tracing._trace
+    monkeypatch.setattr(tracing, "_trace", lambda *arguments: counts.append(1) or original(*arguments))
+    return counts
+
+
+def test_steps_are_traced_once_for_each_shape_and_take_new_data(count):
+    problem, theta, tasks = regression()
+    method, own = AMAML(0.4, Euler(5)), plain(problem)
+    first = meta_gradient(method, problem, theta, tasks).gradient
+    longer = meta_gradient(replace(method, solver=Euler(9), horizon=0.5), problem, theta, tasks).gradient
+    moved = meta_gradient(method, problem, theta + 0.1, tasks[[2, 0, 1]]).gradient
+    assert len(count) == 1
+    assert relative(longer, meta_gradient(AMAML(0.5, Euler(9)), own, theta, tasks).gradient) < 1e-11
+    assert relative(moved, meta_gradient(method, own, theta + 0.1, tasks[[2, 0, 1]]).gradient) < 1e-11
+    meta_gradient(method, problem, theta, tasks[:2])
+    assert len(count) == 2 and torch.equal(first, meta_gradient(method, problem, theta, tasks).gradient)
+
+
+def test_a_loss_that_has_changed_is_noticed_and_traced_anew(count):
+    problem, theta, tasks = regression()
+    scale = [1.0]
+    changing = Problem(problem.model, lambda p, y: scale[0] * nn.functional.mse_loss(p, y))
+    method = AMAML(0.4, Euler(5))
+    for scale[0] in (1.0, 0.99, 0.5):
+        expected = meta_gradient(method, plain(changing), theta, tasks).gradient
+        assert relative(meta_gradient(method, changing, theta, tasks).gradient, expected) < 1e-11
+    assert len(count) == 3
+
+
+def test_a_problem_takes_its_graphs_with_it():
+    problem, theta, tasks = regression()
+    problem = Problem(problem.model, problem.loss)
+    meta_gradient(AMAML(0.4, Euler(2)), problem, theta, tasks)
+    gone = weakref.ref(problem)
+    del problem
+    gc.collect()
+    assert gone() is None
+
+
+def test_rational_tanh_is_tanh_to_single_precision():
+    x = torch.cat([torch.logspace(-8, 1.2, 20_001), torch.zeros(1)])
+    x = torch.cat([x, -x, torch.tensor([torch.inf, -torch.inf, torch.nan])])
+    exact = x.double().tanh()
+    error = (tracing.rational_tanh(x).double() - exact).abs() / exact.abs().clamp(min=1e-30)
+    assert error[:-1].max() < 5e-7 and tracing.rational_tanh(x)[-1].isnan()
+
+
+class Branching(nn.Module):
+    """A model whose computation depends on its data: it cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum().item() > 0 else -self.layer(x)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_model_that_cannot_be_traced_runs_as_it_is(compile):
+    _, _, tasks = regression()
+    problem = Problem(Branching(), nn.functional.mse_loss, compile=compile, chunk_size=1)
+    theta, method = problem.initial_parameters(), AMAML(0.4, Euler(3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimate = meta_gradient(method, problem, theta, tasks)
+    assert ["cannot be compiled and runs eagerly" in str(w.message) for w in caught] == [True] * compile
+    assert torch.equal(estimate.gradient, meta_gradient(method, plain(problem), theta, tasks).gradient)
