@@ -154,7 +154,7 @@ class AMAML:
             continuous=self.adjoint == "continuous" or isinstance(self.memory, Backsolve),
         )  # fmt: skip
         key = (kernel.tableau, self.inner, self.proximal, kernel.sensitivities, kernel.continuous)
-        return make_chain(problem, kernel, key, theta, step_sizes, data)
+        return make_chain(problem, kernel, key, theta, step_sizes, data, back=not isinstance(self.memory, Backsolve))
 
 
 def describe_divergence(chain: Chain, diverged: Tensor) -> str:
