@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .meta import Method
-from .problem import Problem, check_theta
+from .problem import Problem, check_theta, precision
 from .tasks import Tasks
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # prediction (B, n, ...), target (B, n, ...) -> error of each task (B,)
@@ -71,6 +71,13 @@ def evaluate(
     if not steps or min(steps) < 0:
         raise ValueError(f"steps must hold at least one number, all of them >= 0, not {tuple(steps)}")
     check_theta(problem, theta, tasks)
+    with precision(problem):
+        return _evaluate(method, problem, theta, tasks, metric, steps)
+
+
+def _evaluate(
+    method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, metric: Metric, steps: Sequence[int]
+) -> pd.DataFrame:
     tables, first = [], 0
     for chunk in tasks.split(problem.chunk_size):
         numbers = range(first, first + len(chunk))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .adjoint import Pullback
 from .flow import DivergenceError
-from .problem import Problem, check_theta
+from .problem import Problem, check_theta, precision
 from .tasks import Tasks
 
 
@@ -49,6 +49,8 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
     r"""The gradient of the mean query loss at the adapted parameters with respect to the initialisation.
 
     :math:`\frac1B\sum_b \text{pullback}_b\bigl(\nabla L^b_\text{query}(u_b)\bigr)`, in chunks of ``problem.chunk_size`` tasks.
+    If that is ``None`` and a GPU's memory does not hold all tasks, the chunks are halved until it does. Convolutions on a GPU are
+    computed in full float32 precision unless ``problem.tf32``.
 
     Args:
         method: for example ``AMAML(horizon=0.5, solver=Euler(steps=50))``.
@@ -61,7 +63,8 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
         DivergenceError: the inner loop of a task, or of every task where they may be skipped, is not finite.
     """
     check_theta(problem, theta, tasks)
-    pieces = [_of_chunk(method, problem, theta, chunk) for chunk in tasks.split(problem.chunk_size)]
+    with precision(problem):
+        pieces = _of_chunks(method, problem, theta, tasks, problem.chunk_size or problem.fitting.get(len(tasks), len(tasks)))
     gradients, query_losses, adapted, stats = zip(*pieces, strict=True)
     stats = _join(stats)
     return MetaGradient(
@@ -81,6 +84,18 @@ def _mean(gradients: Tensor, diverged: Tensor | None) -> Tensor:
             "the inner loop of every task diverged: the inner step size is too large for the support loss"
         )
     return gradients[~diverged].mean(0)
+
+
+def _of_chunks(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, size: int) -> list[tuple]:
+    """What :func:`_of_chunk` gives for each chunk of at most ``size`` tasks, or fewer where the memory does not suffice."""
+    try:
+        return [_of_chunk(method, problem, theta, chunk) for chunk in tasks.split(size)]
+    except torch.OutOfMemoryError:
+        if problem.chunk_size is not None or size == 1:
+            raise
+    # Outside the except block, whose exception keeps the frames and so the memory of the failed attempt alive.
+    problem.fitting[len(tasks)] = size // 2
+    return _of_chunks(method, problem, theta, tasks, size // 2)
 
 
 def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor, dict]:

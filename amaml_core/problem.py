@@ -11,7 +11,8 @@ for normalisation layers (PyTorch issue 186256); the tests hold every normalisat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,6 +37,7 @@ class Problem:
             CPU a chunk of 1 is also the fastest.
         trace: record the array operations of a solver's step once and replay them, see :mod:`amaml_core.tracing`. The model and
             the loss should be pure functions: what else they do (count, print) happens while they are traced, not at each step.
+        tf32: let a GPU round the factors of float32 products to 10 bits, which is faster and less exact.
 
     Raises:
         ValueError: the model has no parameters, parameters that are not floating-point or that differ in dtype or device,
@@ -47,6 +49,7 @@ class Problem:
     compile: bool = False
     chunk_size: int | None = None
     trace: bool = True
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         check_model(self.model)
@@ -60,6 +63,11 @@ class Problem:
     @cached_property
     def traces(self) -> dict:
         """The graphs made so far; they live as long as the problem does."""
+        return {}
+
+    @cached_property
+    def fitting(self) -> dict[int, int]:
+        """For a number of tasks, the size of the chunks that a GPU's memory was found to hold."""
         return {}
 
     @property
@@ -154,6 +162,20 @@ class Problem:
             for chunk in chunks
         ]
         return results[0] if len(results) == 1 else torch.cat(results)
+
+
+@contextmanager
+def precision(problem: Problem) -> Iterator[None]:
+    """Allow TF32 on a GPU for as long as this lasts if ``problem.tf32``, forbid it otherwise (PyTorch allows it in places)."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = problem.tf32
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def check_model(model: nn.Module) -> None:

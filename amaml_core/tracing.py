@@ -13,7 +13,9 @@ they differ.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,6 +73,8 @@ class _Different(ArithmeticError):
 
 def _trace(problem: Problem, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor, back: bool) -> Traced:
     make = _compile if problem.compile else _interpret
+    if theta.is_cuda:
+        make = partial(_capture, make)
     step = make(kernel.step, theta, theta, h, x, y)
     step_back = None
     end, lam = kernel.step(theta, theta, h, x, y), theta.sin()  # any direction does
@@ -119,9 +123,34 @@ def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]
     inputs = _contiguous(*(t.detach().clone() for t in inputs))
     on_gpu, single = inputs[0].is_cuda, inputs[0].dtype == torch.float32
     graph = _graph(function, inputs, None if on_gpu or not single else {aten.tanh.default: rational_tanh})
-    # On a GPU the kernels of one step are launched together, as a CUDA graph; on a CPU they are called from C++.
-    run = torch._inductor.compile(graph, inputs, {"triton.cudagraphs": True} if on_gpu else {"cpp_wrapper": True})
+    run = torch._inductor.compile(graph, inputs, None if on_gpu else {"cpp_wrapper": True})
     return lambda *given: list(run(*_contiguous(*given)))
+
+
+def _capture(make: Callable, function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
+    """The function that ``make`` gives, as a CUDA graph: all its kernels are launched at once, from and to fixed addresses."""
+    run = make(function, *inputs)
+    held = [t.detach().contiguous().clone() for t in inputs]
+    stream = torch.cuda.Stream(inputs[0].device)
+    stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+    with torch.cuda.stream(stream):  # libraries allocate their workspaces before the capture
+        for _ in range(3):
+            run(*held)
+    torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run(*held)
+    copied: list[tuple] = [(lambda: None, 0)] * len(held)  # theta and the data stay the same for all steps of a solve
+
+    def replay(*given: Tensor) -> list[Tensor]:
+        for i, (place, tensor) in enumerate(zip(held, given, strict=True)):
+            if copied[i][0]() is not tensor or copied[i][1] != tensor._version:
+                place.copy_(tensor)
+                copied[i] = weakref.ref(tensor), tensor._version
+        graph.replay()
+        return [result.clone() for result in results]
+
+    return replay
 
 
 def _simplify(graph: GraphModule) -> None:

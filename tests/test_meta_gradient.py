@@ -1,6 +1,7 @@
 """Every method's meta-gradient against closed forms, unrolled autograd and central differences, in float64."""
 
 import gc
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -29,6 +30,7 @@ from amaml_core import (
     GradientDescent,
     HessianFree,
     Heun,
+    Problem,
     Reptile,
     meta_gradient,
 )
@@ -237,3 +239,41 @@ def test_the_released_recipe_equals_its_formulas(proximal):
         expected.append(values[-1] + proximal * integral + proximal * (theta - flow[-1]))
         assert relative(estimate.adapted[b], flow[-1]) < 1e-12
     assert relative(estimate.gradient, torch.stack(expected).mean(0)) < 1e-12
+
+
+def test_where_memory_is_short_the_chunks_are_halved_and_remembered():
+    problem, theta, tasks = regression()
+    problem = Problem(problem.model, problem.loss)
+    seen = []
+
+    @dataclass(frozen=True)
+    class Hungry(FOMAML):
+        def __call__(self, problem, theta, tasks, stats=None):
+            seen.append(len(tasks))
+            if len(tasks) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(problem, theta, tasks, stats)
+
+    expected = meta_gradient(FOMAML(0.1, 2), problem, theta, tasks)
+    found = [meta_gradient(Hungry(0.1, 2), problem, theta, tasks) for _ in range(2)]
+    assert seen == [3, 1, 1, 1, 1, 1, 1]
+    for estimate in found:
+        torch.testing.assert_close(estimate.gradient, expected.gradient)
+        torch.testing.assert_close(estimate.adapted, expected.adapted)
+    with pytest.raises(torch.OutOfMemoryError):
+        meta_gradient(Hungry(0.1, 2), Problem(problem.model, problem.loss, chunk_size=2), theta, tasks)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_tf32_is_off_unless_asked_for_and_put_back(asked):
+    problem, theta, tasks = regression()
+    during = []
+
+    def loss(prediction, target):
+        during.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return nn.functional.mse_loss(prediction, target)
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    meta_gradient(FOMAML(0.1, 1), Problem(problem.model, loss, tf32=asked), theta, tasks)
+    assert set(during) == {(asked, asked)}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before

@@ -1,0 +1,173 @@
+"""Judge and draw a table of measurements, from its CSV alone: ``python -m benchmarks.report benchmarks/results/NAME.csv``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import pandas as pd  # noqa: E402
+
+from amaml_core.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, use_style  # noqa: E402
+from amaml_core.records import write_beside  # noqa: E402
+
+from . import results  # noqa: E402
+
+LOOKS = {
+    "unrolled": (RED, "o-"), "amaml": (BLUE, "o-"), "amaml compiled": (BLUE, "s--"), "amaml Checkpoint": (SKY, "o-"),
+    "amaml compiled Checkpoint": (SKY, "s--"), "amaml Backsolve": (SKY, "x:"), "jax scan": (GREEN, "^-"),
+    "jax scan checkpoint": (GREEN, "v--"), "torch.func": (ORANGE, "D-"), "higher": (PURPLE, "P-"),
+    "torchopt": (PURPLE, "X--"), "odeint_adjoint": (BLACK, "x:"), "released recipe": (BLACK, "*-"),
+}  # fmt: skip
+
+
+class Target(NamedTuple):
+    """A promise: ``figure`` of ``contender`` over that of ``peer`` is at most ``bound``, at every K >= ``least``.
+
+    With ``growth`` the ratio is the contender's own, of its figure at K = 2000 over that at K = 50.
+    """
+
+    contender: str
+    peer: str
+    figure: str
+    bound: float
+    network: str
+    tasks: int
+    least: int = 50
+    growth: bool = False
+
+    @property
+    def words(self) -> str:
+        what = {"cpu_seconds": "CPU time", "memory_mb": "memory"}[self.figure]
+        against = f"{what} at K=2000 / K=50" if self.growth else f"{what} / {self.peer}, K >= {self.least}"
+        return f"{self.network}, B={self.tasks}: {self.contender}, {against}"
+
+
+def targets() -> Iterator[Target]:
+    """What this package promises, on a CPU in float32."""
+    for tasks, bound in ((5, 0.5), (32, 0.3)):
+        yield Target("amaml", "unrolled", "cpu_seconds", bound, "mlp", tasks)
+    for tasks in (5, 32):
+        yield Target("amaml compiled", "unrolled", "cpu_seconds", 0.12, "mlp", tasks)
+        yield Target("amaml compiled", "jax scan checkpoint", "cpu_seconds", 1.0, "mlp", tasks)
+    yield Target("amaml Checkpoint", "", "memory_mb", 8, "mlp", 32, growth=True)
+    yield Target("amaml Checkpoint", "amaml", "cpu_seconds", 1.6, "mlp", 32)
+    for contender in ("amaml", "amaml compiled"):
+        yield Target(contender, "unrolled", "cpu_seconds", 1.1, "conv", 4, least=5)
+    yield Target("amaml", "unrolled", "memory_mb", 0.2, "conv", 4)
+
+
+def ratios(table: pd.DataFrame, target: Target) -> pd.Series:
+    """The measured ratios of a target, by K; empty where nothing was measured."""
+    rows = table[(table.device == "cpu") & (table.dtype == "float32") & (table.status == "ok")]
+    rows = rows[(rows.network == target.network) & (rows.tasks == target.tasks)]
+    wide = rows.pivot(index="steps", columns="contender", values=target.figure).reindex(
+        columns=[target.contender, target.peer]
+    )
+    own = wide[target.contender]
+    if target.growth:
+        return pd.Series({2000: own.get(2000, float("nan")) / own.get(50, float("nan"))}).dropna()
+    ratio = (own / wide[target.peer]).dropna()
+    return ratio[ratio.index >= target.least]
+
+
+def judge(table: pd.DataFrame) -> pd.DataFrame:
+    """Each target with its bound, the median and the worst of the measured ratios, and whether the worst meets it."""
+    rows = []
+    for target in targets():
+        measured = ratios(table, target)
+        worst = measured.max()
+        verdict = "met" if worst <= target.bound else f"missed by {worst / target.bound - 1:.0%}"
+        rows.append(
+            (target.words, target.bound, measured.median(), worst, measured.idxmax(), verdict)
+            if len(measured)
+            else (target.words, target.bound, None, None, "", "not measured")
+        )
+    return pd.DataFrame(rows, columns=["target", "at most", "median", "worst", "at K", "verdict"])
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, numbers to three digits."""
+    cell = lambda v: "" if v is None or v != v else f"{v:.3g}" if isinstance(v, float) else str(v)  # noqa: E731
+    lines = [
+        list(table.columns),
+        ["---"] * table.shape[1],
+        *([cell(v) for v in row] for row in table.itertuples(index=False)),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def text(table: pd.DataFrame) -> str:
+    """The whole report: machine, targets, and every contender's figures over those of ``unrolled``."""
+    spans = f"{table.date.min()} to {table.date.max()}"
+    versions = sorted({v for row in table.versions.dropna() for v in row.split()})
+    parts = [
+        f"Machine: {', '.join(sorted(set(table.machine)))}. Measured {spans}, commit {', '.join(sorted(set(table.commit)))}. "
+        f"Load average before a case: at most {table.load_average.max():g}. Versions: {', '.join(versions)}.\n",
+        "## Targets\n\nCPU, float32, one thread.\n\n" + markdown(judge(table)),
+    ]
+    for (device, network, tasks, dtype), rows in table.groupby(["device", "network", "tasks", "dtype"]):
+        parts.append(f"## {network}, B={tasks}, {dtype}, {device}\n")
+        for figure, title in (
+            ("cpu_seconds", "CPU seconds"),
+            ("memory_mb", "Memory growth, MB"),
+            ("error", "Relative error"),
+        ):
+            wide = rows.pivot(index="contender", columns="steps", values=figure).astype(object)
+            for row in rows[rows.status != "ok"].itertuples():
+                wide.loc[row.contender, row.steps] = row.status
+            wide = wide.reindex([name for name in LOOKS if name in wide.index])
+            wide.insert(0, title, wide.index)
+            parts.append(markdown(wide.rename(columns=lambda c: c if isinstance(c, str) else f"K={c}")))
+        if (rows.status != "ok").any():
+            gaps = rows[rows.status != "ok"].itertuples()
+            parts.append("".join(f"- {gap.contender}, K={gap.steps}, {gap.status}: {gap.reason}\n" for gap in gaps))
+    return "# Measurements\n\n" + "\n".join(parts)
+
+
+def figure(rows: pd.DataFrame, title: str) -> plt.Figure:
+    """Time against K, memory against K, and error against time, of one network, number of tasks and precision."""
+    use_style()
+    drawing, (time, memory, cost) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for name, (colour, look) in LOOKS.items():
+        own = rows[(rows.contender == name) & (rows.status == "ok")].sort_values("steps")
+        if own.empty:
+            continue
+        style = {"color": colour, "label": name, "markersize": 4, "linewidth": 1.3}
+        time.plot(own.steps, own.cpu_seconds, look, **style)
+        memory.plot(own.steps, own.memory_mb.clip(lower=0.1), look, **style)
+        cost.plot(own.cpu_seconds, own.error.where(own.error > 0), look[0], **style)
+    for axes, x, y in (
+        (time, "inner steps K", "CPU seconds"),
+        (memory, "inner steps K", "memory growth, MB"),
+        (cost, "CPU seconds", "relative error"),
+    ):
+        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    drawing.legend(*time.get_legend_handles_labels(), loc="outside right center")
+    drawing.suptitle(title)
+    return drawing
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write NAME.md and the figures beside NAME.csv, and print the targets."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("csv", type=Path)
+    path = parser.parse_args(argv).csv
+    table = results.read(path)
+    write_beside(path.with_suffix(".md"), text(table).encode())
+    plt.rcParams["svg.hashsalt"] = "benchmarks"  # the same figure gives the same file
+    for (device, network, tasks, dtype), rows in table.groupby(["device", "network", "tasks", "dtype"]):
+        drawing = figure(rows, f"{network}, B={tasks}, {dtype}, {device} ({', '.join(sorted(set(rows.machine)))})")
+        drawing.savefig(path.with_name(f"{path.stem}-{device}-{network}-{tasks}-{dtype}.svg"), metadata={"Date": None})
+        plt.close(drawing)
+    print(markdown(judge(table)))
+
+
+if __name__ == "__main__":
+    main()
