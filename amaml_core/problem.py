@@ -35,7 +35,7 @@ class Problem:
         compile: compile the solver's steps (PyTorch's inductor); eager by default.
         chunk_size: how many tasks are handled at once; ``None`` for all. Small chunks save memory; for convolutions on a
             CPU a chunk of 1 is also the fastest.
-        trace: record the array operations of a solver's step once and replay them, see :mod:`amaml_core.tracing`. The model and
+        trace: record the array operations of a solver's step once and replay them, see ``amaml_core.tracing``. The model and
             the loss should be pure functions: what else they do (count, print) happens while they are traced, not at each step.
         tf32: let a GPU round the factors of float32 products to 10 bits, which is faster and less exact.
 
