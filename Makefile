@@ -12,7 +12,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test data data-images html notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test bench full data data-images html notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -86,6 +86,21 @@ refresh:  ## run every chapter at the book profile and make the runs the committ
 
 sync: $(READY)  ## carry the text of the sources into the committed notebooks
 	@$(PY) -m tools.notebooks sync
+
+# The other libraries stay out of .venv, which `make lock` freezes.
+.venv-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.toml
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --disable-pip-version-check -qq -c requirements.lock setuptools wheel \
+	  torch torchdiffeq numpy pandas tqdm pillow matplotlib pytest -r benchmarks/requirements.txt
+	@.venv-bench/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+bench: .venv-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
+	@.venv-bench/bin/python -m benchmarks $(BENCH)
+
+full: $(READY)  ## run the paper-scale cells that have no record yet (CELL='words of its name', FORCE='words': run those again)
+	$(SUBMAKE) data
+	@$(PY) -m amaml_core.experiments $(if $(LIST),--list) $(if $(FORCE),--force --only "$(FORCE)",$(if $(CELL),--only "$(CELL)"))
 
 lint: $(READY)  ## check the style of the code
 	@$(PY) -m ruff check

@@ -10,7 +10,22 @@ import torch
 from problems import CASES, regression, relative
 from torch import nn
 
-from amaml_core import AMAML, RK4, Backsolve, Checkpoint, Euler, Heun, InnerLoop, Problem, meta_gradient, tracing
+from amaml_core import (
+    AMAML,
+    FOMAML,
+    IMAML,
+    RK4,
+    Backsolve,
+    Checkpoint,
+    Euler,
+    GradientDescent,
+    Heun,
+    InnerLoop,
+    Problem,
+    Reptile,
+    meta_gradient,
+    tracing,
+)
 
 
 def plain(problem):
@@ -54,6 +69,16 @@ def test_every_kind_of_step_can_be_traced(method):
     for name in ("step_size_gradient", "horizon_gradient"):
         if name in eager.stats:
             assert relative(fast.stats[name], eager.stats[name]) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "method",
+    [FOMAML(0.05, 4), Reptile(0.05, 4), IMAML(GradientDescent(0.05, 4), 2.0, cg_steps=3)],
+    ids=lambda m: type(m).__name__,
+)
+def test_the_other_methods_descend_by_traced_steps_too(method):
+    own, fast = both(method, *regression(), compile=False)
+    assert relative(fast.gradient, own.gradient) < 1e-11 and relative(fast.adapted, own.adapted) < 1e-12
 
 
 @pytest.fixture

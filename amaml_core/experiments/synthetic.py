@@ -19,7 +19,7 @@ records of others; a test holds the table against the records.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -152,7 +152,40 @@ GRID: dict[str, tuple[Choice, ...]] = {
 
 # (family, variant): method: the best of its four trials, from the records of the choice cells. Chosen with two inputs and 50
 # shots, and used for all dimensions and shots.
-CHOSEN: dict[tuple[str, str], dict[str, Choice]] = {}
+CHOSEN: dict[tuple[str, str], dict[str, Choice]] = {
+    ("cosmixture", "slides"): {
+        "A-MAML": Choice(0.01, 0.003),
+        "MAML": Choice(0.01, 0.003),
+        "MAML-1": Choice(0.05, 0.003),
+        "FOMAML": Choice(0.01, 0.003),
+        "Reptile": Choice(0.05, 0.003),
+        "iMAML": Choice(0.01, 0.003, 2.0),
+    },
+    ("alpine", "slides"): {
+        "A-MAML": Choice(0.05, 0.003),
+        "MAML": Choice(0.05, 0.003),
+        "MAML-1": Choice(0.05, 0.003),
+        "FOMAML": Choice(0.01, 0.003),
+        "Reptile": Choice(0.05, 0.001),
+        "iMAML": Choice(0.01, 0.003, 0.5),
+    },
+    ("cosmixture", "released"): {
+        "A-MAML": Choice(0.05, 0.003),
+        "MAML": Choice(0.05, 0.003),
+        "MAML-1": Choice(0.05, 0.003),
+        "FOMAML": Choice(0.01, 0.003),
+        "Reptile": Choice(0.05, 0.003),
+        "iMAML": Choice(0.01, 0.003, 0.5),
+    },
+    ("alpine", "released"): {
+        "A-MAML": Choice(0.01, 0.003),
+        "MAML": Choice(0.05, 0.003),
+        "MAML-1": Choice(0.05, 0.003),
+        "FOMAML": Choice(0.01, 0.003),
+        "Reptile": Choice(0.05, 0.001),
+        "iMAML": Choice(0.01, 0.001, 0.5),
+    },
+}
 
 
 def chosen(data: Data, name: str) -> Choice:
@@ -171,45 +204,6 @@ def network(d: int) -> nn.Module:
 def loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Half the mean squared error, as in the released code."""
     return 0.5 * (prediction - target).square().mean()
-
-
-def _reach(problem: Problem, theta: Tensor, tasks: Tasks, lr: float, steps: int, proximal: float = 0.0) -> Tensor:
-    """Where ``steps`` steps of gradient descent lead (B, P): Euler steps of the flow, which the package traces and compiles."""
-    return AMAML(lr * steps, Euler(steps), proximal=proximal)(problem, theta, tasks)[0]
-
-
-class _CompiledFOMAML(FOMAML):
-    def descend(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Tensor:
-        return _reach(problem, theta, tasks, self.lr, self.steps)
-
-
-class _CompiledReptile(Reptile):
-    def descend(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Tensor:
-        return _reach(problem, theta, tasks, self.lr, self.steps)
-
-
-@dataclass(frozen=True)
-class _AllSteps(GradientDescent):
-    """Gradient descent as the inner solver of iMAML, its ``taken`` steps taken as one."""
-
-    taken: int = 50
-
-    def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
-        return lambda u: _reach(problem, theta, tasks, self.lr, self.taken, regularization)
-
-
-def compiled(method: Method) -> Method:
-    """The same method with A-MAML's compiled inner steps, for training; its meta-gradient is the same to rounding.
-
-    A-MAML has them already, and MAML needs the graph of its own loop; both are returned as they are.
-    """
-    if isinstance(method, FOMAML):
-        return _CompiledFOMAML(method.lr, method.steps)
-    if isinstance(method, Reptile):
-        return _CompiledReptile(method.lr, method.steps)
-    if isinstance(method, IMAML):
-        return replace(method, inner=_AllSteps(method.inner.lr, 1, taken=method.inner.steps))
-    return method
 
 
 def make_method(name: str, choice: Choice, size: Size, inner_steps: int | None = None) -> Method:
@@ -258,7 +252,6 @@ def train(
         return model, problem.initial_parameters()
     adam = partial(torch.optim.Adam, lr=choice.meta_lr)
     method = make_method(name, choice, size, inner_steps)
-    method = compiled(method) if size.compile else method
     sampler = PoolSampler(pool, BATCH)
     return model, fit(method, problem, sampler, size.meta_steps, adam, seed=seed, progress=False).theta
 
@@ -311,17 +304,16 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 
 def tidy(figures: dict, **settings: object) -> pd.DataFrame:
     """The figures of :func:`curves` as a table: ``settings``, ``protocol``, ``set``, ``normaliser``, ``step``, ``mean``, ``se``."""
-    tables = [
-        pd.DataFrame(
-            settings
-            | {"protocol": protocol, "set": label, "normaliser": normaliser, "step": entries["steps"]}
-            | {key: np.array(values[key], dtype=float) for key in ("mean", "se")}
-        )
-        for protocol, entries in figures.items()
-        for label in ("support", "held-out")
-        for normaliser, values in entries[label].items()
-    ]
-    return pd.concat(tables, ignore_index=True)
+    columns: dict[str, list] = {key: [] for key in ("protocol", "set", "normaliser", "step", "mean", "se")}
+    for protocol, entries in figures.items():
+        for label in ("support", "held-out"):
+            for normaliser, values in entries[label].items():
+                count = len(entries["steps"])
+                names = ([protocol] * count, [label] * count, [normaliser] * count)
+                parts = (*names, entries["steps"], values["mean"], values["se"])
+                for column, part in zip(columns.values(), parts, strict=True):
+                    column.extend(part)
+    return pd.DataFrame(settings | columns).astype({"mean": float, "se": float})
 
 
 def compare(
@@ -350,6 +342,26 @@ def read(folder: Path = RECORDS, experiment: str = "synthetic") -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def read_choices(folder: Path = RECORDS) -> pd.DataFrame:
+    """All trials of the choice cells that have a record: settings, validation ``score``, and whether it was ``chosen``."""
+    rows = []
+    for path in sorted(folder.glob("synthetic-choice-profile=full-*.json")):
+        record = read_record(path)
+        settings = {key: record.configuration[key] for key in ("family", "variant", "method")}
+        for number, trial in enumerate(record.figures["trials"]):
+            rows.append(settings | trial | {"chosen": number == record.figures["best"]})
+    return pd.DataFrame(rows)
+
+
+def read_grids(folder: Path = RECORDS) -> dict[tuple[str, str, str], dict]:
+    """All prediction grids that have a record: (family, variant, method) to the figures of :func:`predictions`."""
+    found = {}
+    for path in sorted(folder.glob("synthetic-grid-profile=full-*.json")):
+        record = read_record(path)
+        found[tuple(record.configuration[key] for key in ("family", "variant", "method"))] = record.figures
+    return found
+
+
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds: ``mean``, its standard error ``se`` over all their tasks, ``low`` and ``high`` seed, and ``seeds``.
 
@@ -368,19 +380,23 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return pooled.reset_index()
 
 
-def distances(table: pd.DataFrame, by_method: bool = False) -> pd.DataFrame:
+def distances(table: pd.DataFrame, by_method: bool = False, stand_in: str | None = None) -> pd.DataFrame:
     """How far our curves are from the published ones, for each reading of what the figure shows.
 
     Args:
         table: like that of :func:`read`, one or more seeds.
         by_method: one row for each method, too.
+        stand_in: compare the curves of this one method (or ``untrained``) with the published curves of all of them.
 
     Returns:
         A row for each family, shots, variant, d, protocol, set and normaliser: ``distance``, the root mean square of published
         minus ours over methods and epochs; ``correlation`` between the two; ``points``, how many values are compared. The
         smallest distance first. Compare it with ``published_curves.READING_ERROR``.
     """
-    pairs = over_seeds(table).merge(published_curves.table(), on=["family", "shots", "method", "step"])
+    ours, on = over_seeds(table), ["family", "shots", "method", "step"]
+    if stand_in is not None:
+        ours, on = ours[ours["method"] == stand_in].drop(columns="method"), [key for key in on if key != "method"]
+    pairs = ours.merge(published_curves.table(), on=on)
     keys = ["family", "shots", "variant", "d", "protocol", "set", "normaliser"] + ["method"] * by_method
 
     def measure(group: pd.DataFrame) -> pd.Series:

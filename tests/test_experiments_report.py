@@ -1,0 +1,53 @@
+"""The report: its verdicts, its completeness, and that the committed file is what the records give."""
+
+from collections import Counter
+
+import pytest
+
+from amaml_core.experiments import __main__ as runner
+from amaml_core.experiments import report
+from amaml_core.experiments.cells import Cell
+
+
+@pytest.mark.parametrize(
+    ("published", "error", "ours", "half", "verdict"),
+    [
+        (0.5, 0.02, 0.525, 0.01, "reproduced"),
+        (0.5, 0.02, 0.54, 0.01, "same order"),
+        (0.5, None, 0.26, None, "same order"),
+        (0.5, 0.02, 1.1, 0.01, "not reproduced"),
+        (0.5, 0.02, None, None, "not run"),
+    ],
+)
+def test_verdicts(published, error, ours, half, verdict):
+    assert report.judge(published, error, ours, half) == verdict
+
+
+def test_the_committed_report_is_what_the_records_give():
+    assert report.REPORT.read_text() == report.content(report.rows())
+
+
+def test_every_published_number_has_one_row():
+    rows = report.rows()
+    counts = Counter(row.evaluation for row in rows)
+    # 24 curves at 4 epochs less one beyond the edge; 2 tables of 5 methods and 6 columns; 7 methods twice; 38 times and shares
+    assert counts == {"synthetic regression": 95, "collaborative filtering": 60, "images": 14, "efficiency": 76}
+    assert len({(r.evaluation, r.setting, r.method, r.measure) for r in rows}) == len(rows)
+    assert {r.verdict for r in rows} <= set(report.VERDICTS)
+
+
+def test_the_runner_lists_all_cells_and_estimates_what_is_missing(tmp_path, capsys):
+    runner.main(["--list", "--out", str(tmp_path), "--only", "ratings method=bars seed=0"])
+    printed = capsys.readouterr().out
+    assert "ratings: 0 of 6 cells have a record" in printed and printed.count("method=bars") == 6
+    with pytest.raises(SystemExit):
+        runner.main(["--only", "no such cell"])
+
+
+def test_the_estimate_is_the_median_duration_times_the_missing_cells(tmp_path):
+    from amaml_core.records import new_record, write_record
+
+    for seed, duration in enumerate((1.0, 2.0, 9.0)):
+        write_record(new_record("x", {}, seed, {"a": 1}, duration), tmp_path / "x" / f"{seed}.json")
+    missing = {"x": [Cell("x", {}, 7), Cell("x", {}, 8)], "y": [Cell("y", {}, 0)], "z": []}
+    assert runner.remaining_seconds(missing, tmp_path) == (4.0, ["y"])
