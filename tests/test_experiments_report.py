@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from amaml_core.experiments import __main__ as runner
-from amaml_core.experiments import report
+from amaml_core.experiments import ratings, report
 from amaml_core.experiments.cells import Cell
+from amaml_core.flow import DivergenceError
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,15 @@ def test_the_estimate_is_the_median_duration_times_the_missing_cells(tmp_path):
         write_record(new_record("x", {}, seed, {"a": 1}, duration), tmp_path / "x" / f"{seed}.json")
     missing = {"x": [Cell("x", {}, 7), Cell("x", {}, 8)], "y": [Cell("y", {}, 0)], "z": []}
     assert runner.remaining_seconds(missing, tmp_path) == (4.0, ["y"])
+
+
+def test_a_cell_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
+    def run(cell, scratch):
+        if cell.settings["data"] == "ml-100k":
+            raise DivergenceError("meta step 3")
+        return {"rmse": 1.0}
+
+    monkeypatch.setattr(ratings, "run", run)
+    with pytest.raises(SystemExit, match="ml-100k.*: meta step 3"):
+        runner.main(["--out", str(tmp_path), "--only", "ratings method=bars support=10 seed=0"])
+    assert len(list((tmp_path / "ratings").glob("*.json"))) == 2

@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import statistics
+import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from ..flow import DivergenceError
 from ..records import read_record
 from .cells import Cell, run_cell
 
@@ -71,9 +73,15 @@ def main(argv: list[str] | None = None) -> None:
         guess = f", and more for {', '.join(unknown)}, of which nothing is known yet" if unknown else ""
         print(f"about {seconds / 60:.0f} minutes to go{guess}")
     todo = [(name, cell) for name, cells in missing.items() for cell in cells]
+    diverged = []
     for name, cell in tqdm(todo, desc="cells", disable=None):
         tqdm.write(cell.name)
-        run_cell(cell, modules[name].run, arguments.out / name, arguments.force)
+        try:
+            run_cell(cell, modules[name].run, arguments.out / name, arguments.force)
+        except DivergenceError as error:  # a result too, but no record; the other cells go on
+            diverged.append(f"{cell.name}: {error}")
+    if diverged:
+        sys.exit("these cells diverged and have no record:\n" + "\n".join(diverged))
 
 
 if __name__ == "__main__":
