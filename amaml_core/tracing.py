@@ -44,7 +44,7 @@ def trace(
         The traced step and adjoint, or ``None`` where the model cannot be traced or compiled (with a warning if it was to be
         compiled).
     """
-    key = (key, *((t.shape, t.dtype, t.device) for t in (theta, h, x, y)))
+    key = (key, back, *((t.shape, t.dtype, t.device) for t in (theta, h, x, y)))
     if key in problem.traces and problem.traces[key] is None:
         return None
     with torch.no_grad():

@@ -103,6 +103,15 @@ def test_steps_are_traced_once_for_each_shape_and_take_new_data(count):
     assert len(count) == 2 and torch.equal(first, meta_gradient(method, problem, theta, tasks).gradient)
 
 
+def test_a_step_traced_without_its_way_back_is_not_taken_for_one_with_it():
+    problem, theta, tasks = regression()
+    fast = Problem(problem.model, problem.loss)
+    meta_gradient(AMAML(0.05, Euler(200), Backsolve()), fast, theta, tasks)
+    method = AMAML(0.05, Euler(200), adjoint="continuous")
+    expected = meta_gradient(method, plain(problem), theta, tasks).gradient
+    assert relative(meta_gradient(method, fast, theta, tasks).gradient, expected) < 1e-11
+
+
 def test_a_loss_that_has_changed_is_noticed_and_traced_anew(count):
     problem, theta, tasks = regression()
     scale = [1.0]
