@@ -83,6 +83,12 @@ def test_clean_takes_out_what_differs_between_executions():
     nbformat.validate(cleaned)
 
 
+def test_clean_takes_the_address_from_a_styled_table():
+    table = new_output("display_data", data={"text/html": "<table>", "text/plain": "<pandas.Styler at 0x7f00deadbeef>"})
+    notebook = notebooks.clean(new_notebook(cells=[new_code_cell("f()", outputs=[table])]))
+    assert notebook.cells[0].outputs[0].data == {"text/html": "<table>", "text/plain": "<pandas.Styler>"}
+
+
 def test_clean_gives_equal_notebooks_equal_bytes_and_different_ids():
     once, other = notebooks.clean(executed()), notebooks.clean(executed(papermill={"duration": 9}))
     assert nbformat.writes(once) == nbformat.writes(other)

@@ -56,7 +56,7 @@ def run_path(name: str, profile: str) -> Path:
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Take out of an executed notebook all that differs from one execution to the next.
 
-    Timings, injected parameters and widget states go; code cells are numbered 1, 2, ...; neighbouring pieces of one stream are
+    Timings, injected parameters, widget states and addresses of tables go; code cells are numbered 1, 2, ...; neighbouring pieces of one stream are
     joined; the id of a cell is made from its text. The notebook is changed in place and returned.
     """
     notebook.metadata = NotebookNode(
@@ -101,6 +101,8 @@ def _clean_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode
             output.data.pop("application/vnd.jupyter.widget-view+json", None)
             if not output.data:
                 continue
+            if {"text/html", "text/plain"} <= set(output.data):  # a styled table names its address beside the table
+                output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", output.data["text/plain"])
         if "execution_count" in output:
             output.execution_count = count
         cleaned.append(output)
