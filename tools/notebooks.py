@@ -56,8 +56,8 @@ def run_path(name: str, profile: str) -> Path:
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Take out of an executed notebook all that differs from one execution to the next.
 
-    Timings, injected parameters, widget states and addresses of tables go; code cells are numbered 1, 2, ...; neighbouring pieces of one stream are
-    joined; the id of a cell is made from its text. The notebook is changed in place and returned.
+    Timings, injected parameters, widget states and addresses of tables go; code cells are numbered 1, 2, ...; neighbouring
+    pieces of one stream are joined; the id of a cell is made from its text. The notebook is changed in place and returned.
     """
     notebook.metadata = NotebookNode(
         {key: value for key, value in notebook.metadata.items() if key not in ("papermill", "jupytext", "widgets")},
