@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from amaml_core import metrics
+from amaml_core.experiments import cells as runs
 from amaml_core.experiments import ratings, ratings_gap
 from amaml_core.experiments.published import RATINGS_COLUMNS, RATINGS_TABLES
 from amaml_core.experiments.ratings_gap import GapSampler
@@ -60,7 +61,7 @@ def test_all_methods_have_the_same_number_of_trials_and_the_chosen_one_is_among_
 
 
 def test_the_chosen_trials_are_those_of_the_records():
-    records = [r for r in ratings.read_records() if "choice" in r.configuration]
+    records = [r for r in runs.read_records(ratings.RECORDS) if "choice" in r.configuration]
     if not records:
         pytest.skip("no records of the choice")
     assert len(records) == len(ratings.choice_cells("full"))
@@ -281,6 +282,10 @@ def test_the_comparison_with_the_paper_finds_a_factor_and_the_papers_own_ratios(
     assert l2["fall"] == pytest.approx(paper["fall"] * (15 / 30) ** 0.5)
     assert table.loc["query", "MSE", "none"]["spread"] == pytest.approx(paper["spread"] ** 2)
     assert len(ratings_gap.compare(gap_records(2.0)[1:])) == 0  # an incomplete hypothesis is not judged
+    first, *others = gap_records(2.0)
+    lost = new_record("ratings_gap", first.configuration, 0, {"diverged": "meta step 3"}, 1.0)
+    partly = ratings_gap.compare([lost, *others]).set_index(["set", "error", "scale"])
+    assert partly.loc["query", "RMSE", "none"]["factor"] == pytest.approx(2) and set(partly["diverged"]) == {1}
 
 
 def test_a_quotient_has_the_relative_errors_of_both():

@@ -6,7 +6,7 @@ import pytest
 
 from amaml_core.experiments import __main__ as runner
 from amaml_core.experiments import ratings, report
-from amaml_core.experiments.cells import Cell
+from amaml_core.experiments.cells import Cell, read_records
 from amaml_core.flow import DivergenceError
 
 
@@ -54,13 +54,19 @@ def test_the_estimate_is_the_median_duration_times_the_missing_cells(tmp_path):
     assert runner.remaining_seconds(missing, tmp_path) == (4.0, ["y"])
 
 
-def test_a_cell_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
+def test_that_a_cell_diverged_is_its_record_and_it_is_not_run_again(tmp_path, monkeypatch):
+    ran = []
+
     def run(cell, scratch):
+        ran.append(cell)
         if cell.settings["data"] == "ml-100k":
             raise DivergenceError("meta step 3")
         return {"rmse": 1.0}
 
     monkeypatch.setattr(ratings, "run", run)
-    with pytest.raises(SystemExit, match="ml-100k.*: meta step 3"):
+    for _ in range(2):
         runner.main(["--out", str(tmp_path), "--only", "ratings method=bars support=10 seed=0"])
-    assert len(list((tmp_path / "ratings").glob("*.json"))) == 2
+    assert len(ran) == 3
+    (lost,) = read_records(tmp_path / "ratings", diverged=True)
+    assert lost.configuration["data"] == "ml-100k" and lost.figures == {"diverged": "meta step 3"}
+    assert {r.configuration["data"] for r in read_records(tmp_path / "ratings")} == {"jester-1", "ml-1m"}

@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import statistics
-import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from ..flow import DivergenceError
 from ..records import read_record
-from .cells import Cell, run_cell
+from .cells import Cell, run_cells
 
-NAMES = ("synthetic", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
+NAMES = ("synthetic", "ratings", "ratings_gap", "images_full", "efficiency", "tradeoff", "audit")
 
 
 def remaining_seconds(missing: dict[str, list[Cell]], out: Path) -> tuple[float, list[str]]:
@@ -72,16 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     if any(missing.values()):
         guess = f", and more for {', '.join(unknown)}, of which nothing is known yet" if unknown else ""
         print(f"about {seconds / 60:.0f} minutes to go{guess}")
-    todo = [(name, cell) for name, cells in missing.items() for cell in cells]
-    diverged = []
-    for name, cell in tqdm(todo, desc="cells", disable=None):
-        tqdm.write(cell.name)
-        try:
-            run_cell(cell, modules[name].run, arguments.out / name, arguments.force)
-        except DivergenceError as error:  # a result too, but no record; the other cells go on
-            diverged.append(f"{cell.name}: {error}")
-    if diverged:
-        sys.exit("these cells diverged and have no record:\n" + "\n".join(diverged))
+    run_cells(
+        [(cell, modules[name].run, arguments.out / name) for name, cells in missing.items() for cell in cells],
+        arguments.force,
+    )
 
 
 if __name__ == "__main__":

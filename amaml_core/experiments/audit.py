@@ -37,11 +37,10 @@ from ..evaluation import AdamAdaptation
 from ..flow import FixedStep, Tableau
 from ..methods.descent import PLAIN, batched, inner_field, make_chain, record
 from ..profiles import check_profile
-from ..records import read_record
 from ..samplers import PoolSampler, Standardisation, make_function_tasks
 from ..samplers.draws import uniform
 from ..tasks import Tasks
-from .cells import Cell, program
+from .cells import Cell, program, read_records
 from .memory import LiveBytes
 from .ratings import seeded
 
@@ -739,8 +738,7 @@ def read(kind: str, folder: Path = RECORDS) -> pd.DataFrame:
         and its ``seed``. Errors of single functions are in the column ``held_out``, arrays of B numbers.
     """
     found = []
-    for path in sorted(folder.glob(f"audit-{kind}-profile=full-*.json")):
-        entry = read_record(path)
+    for entry in read_records(folder, f"audit-{kind}-profile=full-*.json"):
         settings = {k: v for k, v in entry.configuration.items() if k != "profile"} | {"seed": entry.seed}
         found += [settings | row for row in rows(kind, entry.figures)]
     return pd.DataFrame(found)

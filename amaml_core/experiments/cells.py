@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..records import new_record, read_record, write_record
+from ..flow import DivergenceError
+from ..records import Record, new_record, read_record, write_record
 
 Run = Callable[["Cell", Path], dict]  # the cell, a folder for its checkpoints -> figures
 
@@ -39,6 +40,8 @@ class Cell:
 def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
     """Run a cell and write its record, unless a valid record stands already.
 
+    That a cell diverged is a result too: the only figure of its record is then ``diverged``, the message.
+
     Raises:
         ValueError: the record that stands is damaged, or of another cell.
     """
@@ -49,27 +52,39 @@ def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
             raise ValueError(f"{path} records another configuration than its name says; delete it")
         return path
     started = time.perf_counter()
-    figures = run(cell, out / ".scratch")
+    try:
+        figures = run(cell, out / ".scratch")
+    except DivergenceError as error:
+        figures = {"diverged": str(error)}
     return write_record(
         new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path
     )
 
 
-def run_cells(cells: list[Cell], run: Run, out: Path, force: bool = False) -> list[Path]:
-    """Run all cells that have no record yet, with a progress bar that estimates the remaining time."""
-    missing = [cell for cell in cells if force or not cell.path(out).exists()]
-    with tqdm(missing, desc="cells", disable=None) as bar:
-        for cell in bar:
+def run_cells(todo: list[tuple[Cell, Run, Path]], force: bool = False) -> list[Path]:
+    """Run cells that have no record yet, each with the folder of its records; a progress bar estimates the remaining time."""
+    paths = []
+    with tqdm(todo, desc="cells", disable=None) as bar:
+        for cell, run, out in bar:
             bar.set_postfix_str(cell.name[:80])
-            run_cell(cell, run, out, force)
-    return [run_cell(cell, run, out) for cell in cells]
+            paths.append(run_cell(cell, run, out, force))
+    return paths
+
+
+def read_records(folder: Path, pattern: str = "*.json", diverged: bool = False) -> list[Record]:
+    """The records of a folder in the order of their names, none if there is no folder: of the cells that came to an end, or
+    of those that ``diverged``."""
+    records = [read_record(path) for path in sorted(folder.glob(pattern))]
+    return [record for record in records if ("diverged" in record.figures) == diverged]
 
 
 def program(description: str, cells: Callable[[str, int | None], list[Cell]], run: Run) -> None:
     """The command line of an experiment module."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="full", help="smoke, book or full")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the records, for example results/full/ratings")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the records, for example results/full/ratings"
+    )
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--only", default="", help="only cells whose name contains all these words")
     parser.add_argument("--force", action="store_true", help="run again although a record stands")
@@ -83,4 +98,4 @@ def program(description: str, cells: Callable[[str, int | None], list[Cell]], ru
     if arguments.list:
         print("\n".join(f"{'done' if c.path(arguments.out).exists() else '    '} {c.name}" for c in chosen))
     else:
-        run_cells(chosen, run, arguments.out, arguments.force)
+        run_cells([(cell, run, arguments.out) for cell in chosen], arguments.force)

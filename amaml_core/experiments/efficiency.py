@@ -28,10 +28,9 @@ import torch
 from .. import AMAML, FOMAML, IMAML, MAML, Checkpoint, Euler, GradientDescent, Problem, Reptile, meta_gradient
 from ..meta import Method
 from ..profiles import check_profile
-from ..records import read_record
 from ..samplers import CosMixture, make_function_tasks
 from ..tasks import Tasks
-from .cells import Cell, program
+from .cells import Cell, program, read_records
 from .memory import footprint
 from .ratings import seeded
 from .synthetic import loss, network
@@ -230,8 +229,7 @@ def read_seconds(folder: Path = RECORDS) -> pd.DataFrame:
     """All full-scale times that have a record: ``device``, ``mode``, ``steps``, ``method``, ``seconds``, ``low``, ``high``,
     ``machine``, ``load`` (the larger one-minute average, before or after); empty if there are none."""
     tables = []
-    for path in sorted(folder.glob("efficiency-profile=full-*.json")):
-        record = read_record(path)
+    for record in read_records(folder, "efficiency-profile=full-*.json"):
         load = max(record.figures["load"][when][0] for when in ("before", "after"))
         tables.append(_tidy(record.figures, **_columns(record.configuration), machine=record.machine, load=load))
     return _sorted(tables)
@@ -239,7 +237,7 @@ def read_seconds(folder: Path = RECORDS) -> pd.DataFrame:
 
 def read_memory(folder: Path = RECORDS) -> pd.DataFrame:
     """All full-scale byte counts that have a record: ``steps``, ``method``, ``peak``, ``held``; empty if there are none."""
-    records = [read_record(path) for path in sorted(folder.glob("efficiency-memory-profile=full-*.json"))]
+    records = read_records(folder, "efficiency-memory-profile=full-*.json")
     return _sorted([_tidy(r.figures, **_columns(r.configuration)) for r in records])
 
 

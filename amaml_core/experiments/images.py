@@ -1,14 +1,12 @@
 """Few-shot images: N-way 1-shot characters, classified by a small convolutional network that adapts in a few steps.
 
-Chapter "Few-shot characters, first look" shows these results. Also a program:
-``python -m amaml_core.experiments.images --profile full --out results/full/images``.
+Chapter "Few-shot characters, first look" shows these results; module ``images_full`` has all methods and the paper's sizes.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -21,7 +19,6 @@ from ..profiles import IMAGES, ImagesSize, check_profile
 from ..samplers import ImageSampler, split_classes
 from ..tasks import Tasks
 from ..training import FitResult
-from .cells import Cell, program
 from .ratings import seeded
 
 METHODS = ("A-MAML", "MAML", "FOMAML")
@@ -39,8 +36,11 @@ class Setting:
     query: int = 5
 
 
-def network(filters: int, way: int, channels: int = 1) -> nn.Module:
-    """Four 3 × 3 convolutions with stride 2, batch norm and ReLU, the mean over space, and a linear layer.
+def network(filters: int, way: int, channels: int = 1, pooled: bool = False) -> nn.Module:
+    """Four blocks of a 3 × 3 convolution, batch norm and ReLU that halve the image, and a linear layer.
+
+    The blocks halve by a stride of 2, and the linear layer sees the mean over space, as MAML does for Omniglot; or
+    ``pooled``, by max-pooling, and the linear layer sees all 5 × 5 places, as MAML does for mini-ImageNet's 84 × 84 pixels.
 
     Batch norm uses the statistics of the batch it is given, in training and in test alike: a running average would carry
     information from one task to the next.
@@ -48,11 +48,14 @@ def network(filters: int, way: int, channels: int = 1) -> nn.Module:
     layers: list[nn.Module] = []
     for _ in range(4):
         layers += [
-            nn.Conv2d(channels, filters, 3, stride=2, padding=1),
+            nn.Conv2d(channels, filters, 3, stride=1 if pooled else 2, padding=1),
             nn.BatchNorm2d(filters, track_running_stats=False),
             nn.ReLU(),
+            *([nn.MaxPool2d(2)] if pooled else []),
         ]
         channels = filters
+    if pooled:
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(25 * filters, way))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(filters, way))
 
 
@@ -86,16 +89,12 @@ def train(
     size: ImagesSize,
     sampler: ImageSampler,
     seed: int,
-    progress: bool = True,
-    checkpoint: Path | None = None,
 ) -> tuple[Problem, FitResult]:
     """Meta-train one method."""
     model = seeded(network(size.filters, size.way), torch.Generator().manual_seed(seed))
     problem = Problem(model, nn.functional.cross_entropy)
     adam = partial(torch.optim.Adam, lr=setting.meta_lr)
-    return problem, fit(
-        make_method(name, setting), problem, sampler, size.meta_steps, adam, checkpoint, seed, progress=progress
-    )
+    return problem, fit(make_method(name, setting), problem, sampler, size.meta_steps, adam, seed=seed)
 
 
 def test(name: str, setting: Setting, problem: Problem, theta: Tensor, tasks: Tasks) -> pd.DataFrame:
@@ -124,25 +123,3 @@ def compare(
         tables.append(test(name, setting, problem, result.theta, tasks))
         histories.append(result.history.assign(method=name))
     return pd.concat(tables, ignore_index=True), pd.concat(histories, ignore_index=True)
-
-
-def cells(profile: str, seed: int | None = None) -> list[Cell]:
-    """One cell for each method at a profile."""
-    check_profile(profile)
-    return [Cell("images", {"profile": profile, "method": m, **asdict(Setting())}, seed or 0) for m in METHODS]
-
-
-def run(cell: Cell, scratch: Path) -> dict:
-    """The figures of one cell: the accuracy on each test task after each number of inner steps."""
-    settings = dict(cell.settings)
-    size, name = IMAGES[settings.pop("profile")], settings.pop("method")
-    setting = Setting(**settings)
-    data, training, testing = samplers(setting, size, cell.seed)
-    problem, result = train(name, setting, size, training, cell.seed, False, scratch / f"{cell.name}.npz")
-    table = test(name, setting, problem, result.theta, test_tasks(testing, cell.seed))
-    wide = table.pivot(index="step", columns="task", values="query")
-    return {"data": data.description, "steps": wide.index.tolist(), "accuracy": wide.to_numpy().tolist()}
-
-
-if __name__ == "__main__":
-    program(__doc__, cells, run)

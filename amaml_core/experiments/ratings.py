@@ -22,7 +22,7 @@ from ..datasets import RatingData, load_ratings
 from ..flow import DivergenceError
 from ..meta import Method
 from ..profiles import RATINGS, RatingsSize, check_profile
-from ..records import Record, read_record
+from ..records import Record
 from ..samplers import RatingSampler, RatingSplits, split_users
 from ..tasks import Tasks
 from .cells import Cell, program
@@ -297,7 +297,16 @@ def run(cell: Cell, scratch: Path) -> dict:
 
 
 def errors_by_step(found: pd.DataFrame) -> dict:
-    """A table of :func:`amaml_core.evaluate` as lists: ``rmse`` and ``support_rmse`` (steps, users), and the ``steps``."""
+    """A table of :func:`amaml_core.evaluate` as lists: ``rmse`` and ``support_rmse`` (steps, users), and the ``steps``.
+
+    Raises:
+        DivergenceError: an error is not finite.
+    """
+    lost = found.loc[~np.isfinite(found["query"] + found["support"]), ["step", "task"]]
+    if len(lost):
+        raise DivergenceError(
+            f"the test diverged for {lost['task'].nunique()} users, from step {lost['step'].min()} on"
+        )
     query, support = (found.pivot(index="step", columns="task", values=column) for column in ("query", "support"))
     return {"steps": query.index.tolist(), "rmse": rounded(query), "support_rmse": rounded(support)}
 
@@ -394,17 +403,15 @@ def normalised(
     return np.where(scale > 1e-6, rmse / np.where(scale > 1e-6, scale, 1), np.nan)
 
 
-def read_records(folder: Path = RECORDS) -> list[Record]:
-    """All records of a folder, in the order of their names; none if there is no folder."""
-    return [read_record(path) for path in sorted(folder.glob("*.json"))]
-
-
-def of_table(records: Iterable[Record], table: int) -> dict[tuple[str, str, int, int], list[Record]]:
-    """The records of one of the paper's tables by (method, data, support, query), and the bars, which both tables share."""
+def of_table(
+    records: Iterable[Record], table: int, diverged: bool = False
+) -> dict[tuple[str, str, int, int], list[Record]]:
+    """The records of one of the paper's tables by (method, data, support, query), and the bars, which both tables share:
+    those of the cells that came to an end, or those that ``diverged``."""
     found: dict[tuple[str, str, int, int], list[Record]] = {}
     for record in records:
         c = record.configuration
-        if c.get("table") == table or c["method"] == BARS:
+        if (c.get("table") == table or c["method"] == BARS) and ("diverged" in record.figures) == diverged:
             found.setdefault((c["method"], c["data"], c["support"], c["query"]), []).append(record)
     return found
 
@@ -434,9 +441,11 @@ def _over_users(values: list[np.ndarray]) -> metrics.Interval:
 def side_by_side(records: Iterable[Record], table: int) -> pd.DataFrame:
     """The paper's table and ours as text: a row for each (data, shots, method) and bar, a column for each normaliser.
 
-    What has no record yet is "not run". ``users`` are the test users of all seeds together, over which the intervals are.
+    What has no record yet is "not run". ``users`` are the test users of all seeds together, over which the intervals are, and
+    how many seeds diverged.
     """
-    grouped = of_table(records, table)
+    records = list(records)
+    grouped, lost = of_table(records, table), of_table(records, table, diverged=True)
     normalisers = ("standard deviation", "range", "norm", "norm of raw ratings", "rating scale", "none")
     rows = {}
     for column, (data, (k, m)) in enumerate((data, shots) for data in DATA for shots in SHOTS):
@@ -444,7 +453,7 @@ def side_by_side(records: Iterable[Record], table: int) -> pd.DataFrame:
             found = grouped.get((method, data, k, m))
             ours = [trained_error(found, n) if found else None for n in normalisers]
             published = "{:.3f} ± {:.3f}".format(*RATINGS_TABLES[table][method][column])
-            rows[data, f"{k}–{m}", method] = _as_text(published, ours)
+            rows[data, f"{k}–{m}", method] = _as_text(published, ours, len(lost.get((method, data, k, m), ())))
         found = grouped.get((BARS, data, k, m))
         for bar in ("user mean", "item means", "item means + ridge"):
             ours = [bar_error(found, bar, n) if found else None for n in normalisers]
@@ -454,12 +463,10 @@ def side_by_side(records: Iterable[Record], table: int) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index, columns)
 
 
-def _as_text(published: str, ours: list[metrics.Interval | None]) -> list[str]:
-    return [
-        published,
-        *("not run" if found is None else str(found) for found in ours),
-        "–" if ours[0] is None else str(ours[0].count),
-    ]
+def _as_text(published: str, ours: list[metrics.Interval | None], diverged: int = 0) -> list[str]:
+    none = "diverged" if diverged else "not run"
+    users = ["–" if ours[0] is None else str(ours[0].count), *([f"{diverged} diverged"] if diverged else [])]
+    return [published, *(none if found is None else str(found) for found in ours), ", ".join(users)]
 
 
 def curves(records: Iterable[Record], data: str, support: int, table: int = 1) -> pd.DataFrame:

@@ -315,11 +315,6 @@ SCORES = (
 )
 
 
-def read_records(folder: Path = RECORDS) -> list[Record]:
-    """All records of a folder; none if there is no folder."""
-    return ratings.read_records(folder)
-
-
 def score(
     record: Record, error: str = "RMSE", scale: str = "none", part: str = "query", step: int | None = None
 ) -> metrics.Interval:
@@ -363,12 +358,16 @@ def published(method: str, data: str, support: int, query: int, table: int = 1) 
 def compare(records: list[Record]) -> pd.DataFrame:
     """How near each hypothesis comes to the paper's numbers, on either set, after any number of steps, in each of ``SCORES``.
 
-    One row for each combination of a hypothesis of which all cells have a record:
+    One row for each combination of a hypothesis of which all cells have a record; those that diverged are left out:
 
     - ``factor``: by what factor ours and the paper's differ, as a geometric mean over data sets, shots and methods; 1 is perfect;
     - ``fall``: the error with 20 to 30 shots over that with 10 to 15; the paper's is near 0.4 throughout;
     - ``spread``: FOMAML's error over A-MAML's; the paper's is near 3 to 4 throughout;
-    - ``inside``: the share of the numbers whose interval meets the paper's.
+    - ``inside``: the share of the numbers whose interval meets the paper's;
+    - ``diverged``: how many cells are left out.
+
+    Args:
+        records: of this module's cells, also of those that diverged.
     """
     found = {
         (c["hypothesis"], c["data"], c["support"], c["query"], c["method"]): record
@@ -381,15 +380,18 @@ def compare(records: list[Record]) -> pd.DataFrame:
         wanted = [tuple(c.settings[n] for n in names) for c in cells("full") if c.settings["hypothesis"] == name]
         if not all((name, *key) in found for key in wanted):
             continue
-        steps = [step for step in found[name, *wanted[0]].figures["steps"] if step]
+        finished = [key for key in wanted if "diverged" not in found[name, *key].figures]
+        if not finished:
+            continue
+        steps = [step for step in found[name, *finished[0]].figures["steps"] if step]
         for part, step, (error, scale) in product(("query", "support"), steps, SCORES):
             try:
-                ours = {key: score(found[name, *key], error, scale, part, step) for key in wanted}
+                ours = {key: score(found[name, *key], error, scale, part, step) for key in finished}
             except ValueError:  # constant targets have no standard deviation
                 continue
             what = {"hypothesis": name, "set": part, "steps": step, "error": error, "scale": scale}
-            rows.append(what | _nearness(ours))
-    columns = ["hypothesis", "set", "steps", "error", "scale", "factor", "fall", "spread", "inside"]
+            rows.append(what | _nearness(ours) | {"diverged": len(wanted) - len(finished)})
+    columns = ["hypothesis", "set", "steps", "error", "scale", "factor", "fall", "spread", "inside", "diverged"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -407,10 +409,11 @@ def _nearness(ours: dict[tuple[str, int, int, str], metrics.Interval]) -> dict[s
         theirs = published(method, data, support, query)
         logs.append(abs(np.log(max(mine.mean, 1e-12) / theirs.mean)))
         inside.append(abs(mine.mean - theirs.mean) <= mine.half_width + theirs.half_width)
-        if (support, query) == ratings.SHOTS[0]:
-            falls.append(np.log(ours[data, *ratings.SHOTS[1], method].mean / mine.mean))
-        if method == "A-MAML":
-            spreads.append(np.log(ours[data, support, query, "FOMAML"].mean / mine.mean))
+        more_shots, other = (data, *ratings.SHOTS[1], method), (data, support, query, "FOMAML")
+        if (support, query) == ratings.SHOTS[0] and more_shots in ours:
+            falls.append(np.log(ours[more_shots].mean / mine.mean))
+        if method == "A-MAML" and other in ours:
+            spreads.append(np.log(ours[other].mean / mine.mean))
     return {
         "factor": float(np.exp(np.mean(logs))),
         "fall": float(np.exp(np.mean(falls))),

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..records import write_beside
-from . import efficiency, published_curves, ratings, synthetic
+from . import efficiency, images_full, published_curves, ratings, synthetic
+from .cells import read_records
 from .published import IMAGES_TABLE, RATINGS_COLUMNS, RATINGS_TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,20 +50,24 @@ class Row:
     note: str
 
 
-def judge(published: float, published_error: float | None, ours: float | None, half_width: float | None) -> str:
-    """``reproduced``: the two intervals touch. ``same order``: within a factor of two. ``not run``: there is no record."""
+def judge(
+    published: float, published_error: float | None, ours: float | None, half_width: float | None, diverged: bool = False
+) -> str:
+    """``reproduced``: the two intervals touch. ``same order``: within a factor of two. ``not run``: there is no record.
+
+    Where every run ``diverged``, the number is not reproduced.
+    """
     if ours is None:
-        return "not run"
+        return "not reproduced" if diverged else "not run"
     if abs(ours - published) <= (published_error or 0.0) + (half_width or 0.0):
         return "reproduced"
     return "same order" if published / 2 <= ours <= 2 * published else "not reproduced"
 
 
-def _row(evaluation, setting, method, measure, published, error, ours, half, over, note) -> Row:
+def _row(evaluation, setting, method, measure, published, error, ours, half, over, note, diverged=False) -> Row:
     ours, half = (None if value is None else float(f"{value:.4g}") for value in (ours, half))
-    return Row(
-        evaluation, setting, method, measure, published, error, ours, half, over, judge(published, error, ours, half), note
-    )
+    verdict = judge(published, error, ours, half, diverged)
+    return Row(evaluation, setting, method, measure, published, error, ours, half, over, verdict, note)
 
 
 def rows() -> list[Row]:
@@ -91,27 +96,33 @@ def _synthetic() -> Iterator[Row]:
 
 
 def _ratings() -> Iterator[Row]:
-    records = ratings.read_records()
+    records, diverged = (read_records(ratings.RECORDS, diverged=state) for state in (False, True))
     for number, published in RATINGS_TABLES.items():
-        found = ratings.of_table(records, number)
+        found, lost = ratings.of_table(records, number), ratings.of_table(diverged, number, diverged=True)
         for method, values in published.items():
             for (data, k, m), (value, error) in zip(RATINGS_COLUMNS, values, strict=True):
-                own = found.get((method, data, k, m))
+                own, gone = found.get((method, data, k, m)), len(lost.get((method, data, k, m), ()))
                 ours = ratings.trained_error(own, "standard deviation") if own else None
+                over = ["" if ours is None else f"{ours.count} test users, {len(own)} seeds", f"{gone} diverged" * (gone > 0)]
                 yield _row(
                     "collaborative filtering", f"table {number}, {data} {k}–{m}", method, "nRMSE", value, error,
                     None if ours is None else ours.mean, None if ours is None else ours.half_width,
-                    "" if ours is None else f"{ours.count} test users, {len(own)} seeds",
-                    "ours over the standard deviation of a user's ratings; the published normaliser is not known",
+                    ", ".join(filter(None, over)),
+                    "ours over the standard deviation of a user's ratings; the published normaliser is not known", gone > 0,
                 )  # fmt: skip
 
 
 def _images() -> Iterator[Row]:
+    records = read_records(images_full.RECORDS)
     for (data, task), published in IMAGES_TABLE.items():
         for method, (value, error) in published.items():
+            ours = images_full.accuracy(records, data, method)
+            small = images_full.accuracy(records, "reduced", method)
             yield _row(
-                "images", f"{data} {task}", method, "accuracy, %", value, error, None, None, "",
-                "needs a GPU for hours: not run",
+                "images", f"{data} {task}", method, "accuracy, %", value, error,
+                None if ours is None else ours.mean, None if ours is None else ours.half_width,
+                "" if ours is None else f"{ours.count} test tasks",
+                "needs a GPU for hours" + (f"; Omniglot 5-way, reduced: {small}" if small and data == "omniglot" else ""),
             )  # fmt: skip
 
 

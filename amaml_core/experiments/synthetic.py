@@ -34,7 +34,6 @@ from ..evaluation import AdamAdaptation
 from ..flow import DivergenceError
 from ..meta import Method
 from ..profiles import check_profile
-from ..records import read_record
 from ..samplers import (
     Alpine,
     CosMixture,
@@ -47,7 +46,7 @@ from ..samplers import (
 from ..samplers.functions import Family
 from ..tasks import Tasks
 from . import published_curves
-from .cells import Cell, program
+from .cells import Cell, program, read_records
 from .ratings import seeded
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "full" / "synthetic"
@@ -335,8 +334,7 @@ def read(folder: Path = RECORDS, experiment: str = "synthetic") -> pd.DataFrame:
         experiment: ``synthetic`` or ``synthetic-horizon`` (which adds the column ``trained_steps``).
     """
     tables = []
-    for path in sorted(folder.glob(f"{experiment}-profile=full-*.json")):
-        record = read_record(path)
+    for record in read_records(folder, f"{experiment}-profile=full-*.json"):
         settings = {k: v for k, v in record.configuration.items() if k not in ("profile", *asdict(Choice()))}
         tables.append(tidy(record.figures, **settings, seed=record.seed))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -345,8 +343,7 @@ def read(folder: Path = RECORDS, experiment: str = "synthetic") -> pd.DataFrame:
 def read_choices(folder: Path = RECORDS) -> pd.DataFrame:
     """All trials of the choice cells that have a record: settings, validation ``score``, and whether it was ``chosen``."""
     rows = []
-    for path in sorted(folder.glob("synthetic-choice-profile=full-*.json")):
-        record = read_record(path)
+    for record in read_records(folder, "synthetic-choice-profile=full-*.json"):
         settings = {key: record.configuration[key] for key in ("family", "variant", "method")}
         for number, trial in enumerate(record.figures["trials"]):
             rows.append(settings | trial | {"chosen": number == record.figures["best"]})
@@ -356,8 +353,7 @@ def read_choices(folder: Path = RECORDS) -> pd.DataFrame:
 def read_grids(folder: Path = RECORDS) -> dict[tuple[str, str, str], dict]:
     """All prediction grids that have a record: (family, variant, method) to the figures of :func:`predictions`."""
     found = {}
-    for path in sorted(folder.glob("synthetic-grid-profile=full-*.json")):
-        record = read_record(path)
+    for record in read_records(folder, "synthetic-grid-profile=full-*.json"):
         found[tuple(record.configuration[key] for key in ("family", "variant", "method"))] = record.figures
     return found
 

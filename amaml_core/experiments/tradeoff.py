@@ -57,9 +57,8 @@ from ..flow import DivergenceError, FixedStep
 from ..meta import Method
 from ..methods.descent import PLAIN, Descent, batched, descent_chain, inner_field, make_chain
 from ..profiles import check_profile
-from ..records import read_record
 from ..samplers import PoolSampler, make_function_pools
-from .cells import Cell, program
+from .cells import Cell, program, read_records
 from .memory import footprint
 from .ratings import seeded
 from .synthetic import Data, loss, network
@@ -617,7 +616,7 @@ def read(table: str, folder: Path = RECORDS) -> pd.DataFrame:
     if table not in TABLES:
         raise ValueError(f"table must be one of {tuple(TABLES)}, not {table!r}")
     kind, tidy = TABLES[table]
-    records = [read_record(path) for path in sorted(folder.glob(f"{kind}-profile=full-*.json"))]
+    records = read_records(folder, f"{kind}-profile=full-*.json")
     parts = [tidy(r.figures, **_columns(r.configuration), seed=r.seed) for r in records]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

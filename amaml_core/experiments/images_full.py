@@ -1,0 +1,288 @@
+"""Few-shot images at full size: the seven rows of the paper's Table 3.
+
+Chapter "Few-shot images at full size" shows the records. Also a program:
+``python -m amaml_core.experiments.images_full --profile full --out results/full/images_full``. The cells of the paper's own sizes
+need a GPU for hours. They can be cut off at any time, for example by ``timeout 480``: a checkpoint is never older than half a
+minute, and the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import AMAML, FOMAML, IMAML, MAML, Euler, GradientDescent, HessianFree, Problem, Reptile, evaluate, fit, metrics
+from ..datasets import load_images
+from ..flow import DivergenceError
+from ..meta import Method
+from ..profiles import check_profile
+from ..records import Record
+from ..samplers import ImageSampler, split_classes
+from ..tasks import Tasks
+from .cells import Cell, program
+from .images import network
+from .ratings import rounded, seeded
+
+RECORDS = Path(__file__).resolve().parents[2] / "results" / "full" / "images_full"
+ROWS = ("MAML", "FOMAML", "Reptile", "iMAML-GD", "iMAML-HF", "A-MAML, T=0.5", "A-MAML, T=1.0")
+TEST_STEPS = (0, 1, 2, 3, 5, 10, 20, 50)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A data set, its network, and how much is done with it. ``query`` counts drawings of each class, ``batch`` tasks."""
+
+    data: str
+    way: int
+    filters: int
+    query: int
+    batch: int
+    updates: int
+    test_tasks: int
+    pooled: bool = False
+    trial_updates: int = 0  # of each trial of a choice; 0: nothing is chosen at this size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a row does: inner steps in training and in test, their size, iMAML's λ, and where its paper says so, the outer loop."""
+
+    steps: int
+    inner_lr: float = 0.1
+    test_steps: int | None = None  # as many as in training
+    regularization: float | None = None
+    batch: int | None = None  # of the size
+    updates: int | None = None  # of the size
+
+
+SIZES = {
+    "smoke": {"tiny": Size("omniglot", 5, 4, query=2, batch=2, updates=3, test_tasks=10, trial_updates=2)},
+    "book": {"reduced": Size("omniglot", 5, 32, query=5, batch=4, updates=100, test_tasks=100, trial_updates=30)},
+    "full": {
+        "reduced": Size("omniglot", 5, 32, query=5, batch=4, updates=1000, test_tasks=600, trial_updates=100),
+        "omniglot": Size("omniglot", 20, 64, query=5, batch=16, updates=60_000, test_tasks=600),
+        "mini-imagenet": Size("mini-imagenet", 5, 32, query=15, batch=4, updates=60_000, test_tasks=600, pooled=True),
+    },
+}
+ON_GPU = ("omniglot", "mini-imagenet")
+
+# Three trials for each row at the reduced size, around the setting of its own paper. A-MAML's horizon is given by its row, so it
+# chooses how many steps resolve it.
+TRIALS: dict[str, tuple[Recipe, ...]] = {
+    "MAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
+    "FOMAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
+    "Reptile": (Recipe(10, 0.05, 50), Recipe(10, 0.1, 50), Recipe(10, 0.2, 50)),
+    "iMAML-GD": tuple(Recipe(16, 0.1, regularization=weight) for weight in (0.5, 2.0, 8.0)),
+    "iMAML-HF": tuple(Recipe(3, 1.0, regularization=weight) for weight in (0.5, 2.0, 8.0)),
+    "A-MAML, T=0.5": tuple(Recipe(k, 0.5 / k) for k in (3, 5, 10)),
+    "A-MAML, T=1.0": tuple(Recipe(k, 1.0 / k) for k in (5, 10, 20)),
+}
+# The published settings of the rows' own papers, for the sizes of those papers; ours where A-MAML's are not known.
+PUBLISHED: dict[str, dict[str, Recipe]] = {
+    "omniglot": {
+        "MAML": Recipe(5), "FOMAML": Recipe(5), "Reptile": Recipe(10, test_steps=50),
+        "iMAML-GD": Recipe(25, regularization=2.0, batch=32, updates=20_000),
+        "iMAML-HF": Recipe(3, 1.0, regularization=2.0, batch=32, updates=20_000),
+        "A-MAML, T=0.5": Recipe(5), "A-MAML, T=1.0": Recipe(10),
+    },
+    "mini-imagenet": {
+        "MAML": Recipe(5, 0.01, 10), "FOMAML": Recipe(5, 0.01, 10), "Reptile": Recipe(8, 0.01, 50, updates=100_000),
+        "iMAML-GD": Recipe(10, 0.01, regularization=0.5), "iMAML-HF": Recipe(3, 1.0, regularization=0.5),
+        "A-MAML, T=0.5": Recipe(50, 0.01), "A-MAML, T=1.0": Recipe(100, 0.01),
+    },
+}  # fmt: skip
+# The number of the trial with the highest validation accuracy, by the ``choice`` records of the full profile; a test compares.
+CHOSEN: dict[str, int] = dict.fromkeys(ROWS, 1)
+
+
+def recipe(row: str, size: str) -> Recipe:
+    """The row's recipe at a size: published, or chosen among the trials."""
+    return PUBLISHED[size][row] if size in PUBLISHED else TRIALS[row][CHOSEN[row]]
+
+
+def make_method(row: str, recipe: Recipe) -> Method:
+    """The method of a row. A-MAML takes Euler steps, so that at T = 0.5 in 5 steps it is MAML by another way."""
+    lr, steps, weight = recipe.inner_lr, recipe.steps, recipe.regularization
+    if row == "iMAML-GD":
+        return IMAML(GradientDescent(lr, steps), weight, cg_steps=5, on_negative_curvature="truncate")
+    if row == "iMAML-HF":
+        return IMAML(HessianFree(cg_steps=5, steps=steps), weight, cg_steps=5, on_negative_curvature="truncate")
+    if row.startswith("A-MAML"):
+        return AMAML(lr * steps, Euler(steps))
+    return {"MAML": MAML, "FOMAML": FOMAML, "Reptile": Reptile}[row](lr, steps)
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """Tasks for training, validation and test, of classes that do not overlap, and what the data are."""
+
+    train: ImageSampler
+    validation: ImageSampler
+    test: ImageSampler
+    description: str
+
+
+def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device) -> Samplers:
+    """The samplers of a row.
+
+    Omniglot: 1,100 characters to train with, 100 for validation, 423 to test with, alphabets mixed, and every character also
+    turned by 90, 180 and 270 degrees. mini-ImageNet: its own three parts. Reptile has no query loss; it trains on the same
+    drawings as the others, all of them in the support set, as its authors do.
+    """
+    shot = 1 + size.query if row == "Reptile" else 1
+    if size.data == "omniglot":
+        found = load_images("omniglot", stand_in_classes=1623 if size.test_tasks > 10 else 120)
+        classes = len(found.images)
+        split = split_classes(
+            classes, torch.Generator().manual_seed(1000 + seed), classes * 1200 // 1623, classes * 100 // 1623
+        )
+        images = torch.from_numpy(found.images.copy()).to(device)
+        parts = [(images, chosen) for chosen in (split.train, split.validation, split.test)]
+    else:
+        parts = [(load_images(size.data, part), None) for part in ("train", "val", "test")]
+        found = parts[0][0]
+        parts = [(torch.from_numpy(part.images.copy()).to(device), None) for part, _ in parts]
+    turned = size.data == "omniglot"
+
+    def make(part: int, shot: int, query: int, batch: int) -> ImageSampler:
+        images, classes = parts[part]
+        return ImageSampler(images, size.way, shot, query, batch, rotations=turned, classes=classes)
+
+    return Samplers(
+        make(0, shot, 1 if row == "Reptile" else size.query, recipe.batch or size.batch),
+        make(1, 1, size.query, min(size.test_tasks, 100)),
+        make(2, 1, size.query, size.test_tasks),
+        found.description,
+    )
+
+
+def one_at_a_time(problem: Problem, u: Tensor, tasks: Tasks) -> Tensor:
+    """Accuracy (B,) when each query image is shown alone with the support images, so that batch norm cannot see the others.
+
+    Reptile's authors call this *not transductive* (Nichol, Achiam, Schulman, On first-order meta-learning algorithms, 2018).
+    """
+    right = []
+    for q in range(tasks.query_x.shape[1]):
+        shown = torch.cat([tasks.support_x, tasks.query_x[:, q : q + 1]], dim=1)  # (B, S + 1, Ch, H, W)
+        right.append(problem.predict(u, shown)[:, -1].argmax(-1) == tasks.query_y[:, q])  # (B,)
+    return torch.stack(right, dim=1).float().mean(1)
+
+
+def _problem(size: Size, seed: int, device: torch.device) -> Problem:
+    channels = 1 if size.data == "omniglot" else 3
+    model = seeded(network(size.filters, size.way, channels, size.pooled), torch.Generator().manual_seed(seed))
+    on_gpu = device.type == "cuda"
+    return Problem(model.to(device), nn.functional.cross_entropy, compile=on_gpu, chunk_size=None if on_gpu else 25)
+
+
+def _train(
+    problem: Problem, method: Method, sampler: ImageSampler, updates: int, seed: int, checkpoint: Path | None = None
+) -> Tensor:
+    """The trained theta (P,)."""
+    return fit(
+        method, problem, sampler, updates, partial(torch.optim.Adam, lr=1e-3), checkpoint, seed, progress=False
+    ).theta
+
+
+# --------------------------------------------------------------------------------------------------------------- cells
+
+
+def cells(profile: str, seed: int | None = None) -> list[Cell]:
+    """Size × row, also those that need a GPU for hours, and the choices."""
+    sizes = SIZES[check_profile(profile)]
+    settings = [{"profile": profile, "size": size, "row": row} for size in sizes for row in ROWS]
+    choices = [s | {"choice": len(TRIALS[s["row"]])} for s in settings if sizes[s["size"]].trial_updates]
+    return [Cell("images_full", s, seed or 0) for s in (*choices, *settings)]
+
+
+def every_cell(profile: str) -> list[Cell]:
+    """The cells that this machine can run: those of the paper's own sizes only where there is a GPU."""
+    return [c for c in cells(profile) if torch.cuda.is_available() or c.settings["size"] not in ON_GPU]
+
+
+def run(cell: Cell, scratch: Path) -> dict:
+    """The figures of one cell: the accuracy on each test task, or the validation accuracy of each trial."""
+    settings = cell.settings
+    size, row = SIZES[settings["profile"]][settings["size"]], settings["row"]
+    device = torch.device("cuda" if torch.cuda.is_available() and settings["size"] in ON_GPU else "cpu")
+    if "choice" in settings:
+        return _choose(row, size, cell.seed, device)
+    return _measure(row, size, recipe(row, settings["size"]), cell.seed, device, scratch / f"{cell.name}.npz")
+
+
+def _measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device, checkpoint: Path) -> dict:
+    method, problem = make_method(row, recipe), _problem(size, seed, device)
+    data = samplers(row, size, recipe, seed, device)
+    started = time.perf_counter()
+    theta = _train(problem, method, data.train, recipe.updates or size.updates, seed, checkpoint)
+    trained = time.perf_counter() - started
+    own = recipe.test_steps or recipe.steps
+    most = own if isinstance(getattr(method, "inner", None), HessianFree) else max(*TEST_STEPS, own)
+    steps = tuple(sorted({k for k in TEST_STEPS if k <= most} | {own}))
+    tasks = data.test(torch.Generator().manual_seed(2000 + seed))
+    found = evaluate(method, problem, theta, tasks, metrics.accuracy, steps)
+    alone = []
+    for chunk in tasks.split(problem.chunk_size):
+        step, u = method.inner_step(problem, theta, chunk), theta.expand(len(chunk), -1)  # (B, P)
+        for _ in range(own):
+            u = step(u)
+        alone.append(one_at_a_time(problem, u, chunk).cpu())
+    checkpoint.unlink()
+    return {
+        "data": data.description,
+        "size": asdict(size),
+        "recipe": asdict(recipe),
+        "steps": list(steps),
+        "own_steps": own,
+        "accuracy": rounded(found.pivot(index="step", columns="task", values="query")),  # (steps, tasks)
+        "one_at_a_time": rounded(torch.cat(alone)),  # (tasks,), after own_steps
+        "training_seconds": trained,  # since the last checkpoint it went on from
+    }
+
+
+def _choose(row: str, size: Size, seed: int, device: torch.device) -> dict:
+    """The mean validation accuracy of each trial of a row after a short training, and the number of the best."""
+    accuracy: list[float] = []
+    for trial in TRIALS[row]:
+        method, problem = make_method(row, trial), _problem(size, seed, device)
+        data = samplers(row, size, trial, seed, device)
+        own = trial.test_steps or trial.steps
+        tasks = data.validation(torch.Generator().manual_seed(3000 + seed))
+        try:
+            theta = _train(problem, method, data.train, size.trial_updates, seed)
+            found = evaluate(method, problem, theta, tasks, metrics.accuracy, (own,))["query"].mean()
+        except DivergenceError:
+            found = 0.0  # a network that is not finite classifies nothing
+        accuracy.append(float(found))
+    return {
+        "trials": [asdict(trial) for trial in TRIALS[row]],
+        "validation_accuracy": accuracy,
+        "best": max(range(len(accuracy)), key=accuracy.__getitem__),
+        "tasks": len(tasks),
+        "updates": size.trial_updates,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+def accuracy(records: Iterable[Record], size: str, row: str, transductive: bool = True) -> metrics.Interval | None:
+    """Mean accuracy in per cent with its 95 % interval over the test tasks of all seeds; ``None`` where there is no record."""
+    values: list[float] = []
+    for record in records:
+        settings, figures = record.configuration, record.figures
+        if "choice" not in settings and (settings["size"], settings["row"]) == (size, row):
+            of_step = figures["accuracy"][figures["steps"].index(figures["own_steps"])]
+            values += of_step if transductive else figures["one_at_a_time"]
+    return metrics.interval(100 * np.array(values)) if values else None
+
+
+if __name__ == "__main__":
+    program(__doc__, cells, run)
