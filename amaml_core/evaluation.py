@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .meta import Method
+from .methods.descent import descent_slope
 from .problem import Problem, check_theta, precision
 from .tasks import Tasks
 
@@ -29,11 +30,12 @@ class AdamAdaptation:
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One Adam step ``u (B, P) -> u (B, P)``; the moments live in the returned function, so each call starts afresh."""
         u = torch.nn.Parameter(theta.detach().expand(len(tasks), -1).clone())
-        adam = torch.optim.Adam([u], lr=self.lr, weight_decay=self.weight_decay)
+        adam = torch.optim.Adam([u], lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        slope = descent_slope(problem, u.detach(), tasks)
 
         def step(current: Tensor) -> Tensor:
             u.data.copy_(current)
-            u.grad = problem.support_gradient(u, tasks)
+            u.grad = -slope(u.detach())
             adam.step()
             return u.detach().clone()
 

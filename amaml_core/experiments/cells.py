@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..flow import DivergenceError
 from ..records import Record, new_record, read_record, write_record
 
+CLOCK = ("seconds", "training_seconds", "low", "high", "load")  # figures that differ from one run to the next
 Run = Callable[["Cell", Path], dict]  # the cell, a folder for its checkpoints -> figures
 
 
@@ -76,6 +77,25 @@ def read_records(folder: Path, pattern: str = "*.json", diverged: bool = False) 
     of those that ``diverged``."""
     records = [read_record(path) for path in sorted(folder.glob(pattern))]
     return [record for record in records if ("diverged" in record.figures) == diverged]
+
+
+def deviation(before: object, after: object) -> float:
+    """How far the figures of two runs of one cell are apart: the largest difference of two numbers, those of the clock aside,
+    relative to the largest number of their list. Infinite if anything else differs."""
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        return max((deviation(before[key], after[key]) for key in before if key not in CLOCK), default=0.0)
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        if all(_is_number(value) for value in (*before, *after)):
+            largest = max((abs(value) for value in (*before, *after)), default=0.0) or 1.0
+            return max((abs(a - b) for a, b in zip(before, after, strict=True)), default=0.0) / largest
+        return max(map(deviation, before, after))
+    if _is_number(before) and _is_number(after):
+        return deviation([before], [after])
+    return 0.0 if before == after else float("inf")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def program(description: str, cells: Callable[[str, int | None], list[Cell]], run: Run) -> None:

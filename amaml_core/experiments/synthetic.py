@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -246,13 +246,25 @@ def train(
 ) -> tuple[nn.Module, Tensor]:
     """Meta-train one method by Adam: the model and the trained initialisation (P,), or the initial one if ``untrained``."""
     model = seeded(network(data.d), torch.Generator().manual_seed(seed))
-    problem = Problem(model, loss, compile=size.compile)
+    initial = Problem(model, loss).initial_parameters()
     if name == UNTRAINED:
-        return model, problem.initial_parameters()
+        return model, initial
     adam = partial(torch.optim.Adam, lr=choice.meta_lr)
     method = make_method(name, choice, size, inner_steps)
     sampler = PoolSampler(pool, BATCH)
-    return model, fit(method, problem, sampler, size.meta_steps, adam, seed=seed, progress=False).theta
+    problem = make_problem(model, data, size)
+    return model, fit(method, problem, sampler, size.meta_steps, adam, seed=seed, theta=initial, progress=False).theta
+
+
+def make_problem(model: nn.Module, data: Data, size: Size) -> Problem:
+    """The problem of a model, or where it is to be compiled, one for all models of the same shapes."""
+    return compiled(data.d) if size.compile else Problem(model, loss)
+
+
+@cache
+def compiled(d: int) -> Problem:
+    """One compiled problem for all cells of a process: its graphs depend on shapes alone, and are made once."""
+    return Problem(network(d), loss, compile=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------ curves
@@ -270,7 +282,7 @@ def curves(
     """
     pools = load(data, size, seed)
     model, theta = train(name, data, size, pools.train, choice, seed, inner_steps)
-    problem = Problem(model, loss)
+    problem = make_problem(model, data, size)
     found = {}
     if adam:
         table = evaluate(TEST_ADAM, problem, theta, pools.test, metrics.rmse, size.adam_epochs)
@@ -483,7 +495,7 @@ def choose(name: str, data: Data, size: Size, seed: int) -> dict:
     for choice in GRID[name]:
         try:
             model, theta = train(name, data, size, pools.train, choice, seed)
-            table = evaluate(TEST_ADAM, Problem(model, loss), theta, tasks, metrics.rmse, size.adam_epochs)
+            table = evaluate(TEST_ADAM, make_problem(model, data, size), theta, tasks, metrics.rmse, size.adam_epochs)
             score = _rounded(np.array(table["query"].mean()))[0]
         except DivergenceError:
             score = None

@@ -81,6 +81,21 @@ def descent_chain(problem: Problem, theta: Tensor, tasks: Tasks, lr: float, step
     return make_chain(problem, kernel, ("descent", proximal), theta, step_sizes, data, back=False)
 
 
+class _Slope(Kernel):
+    """A "step" that is the field itself."""
+
+    def step(self, u: Tensor, theta: Tensor, h: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self.field(u, theta, x, y)
+
+
+def descent_slope(problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
+    """What gradient descent follows: ``u (B, P)`` to minus the gradients (B, P) of the support losses, traced where possible."""
+    kernel = _Slope(inner_field(problem, PLAIN, 0.0), Euler.tableau)
+    data = ((tasks.support_x, tasks.support_y),)
+    chain = make_chain(problem, kernel, ("slope",), theta, torch.ones(1, 1, dtype=torch.float64), data, back=False)
+    return lambda u: chain.forward(0, u)
+
+
 def check_descent(name: str, lr: float, steps: int) -> None:
     """Refuse a learning rate or a number of steps that cannot adapt anything."""
     if not lr > 0:
