@@ -59,7 +59,7 @@ def test_images_learn_more_than_chance_from_one_drawing(no_data, capsys):
     assert np.abs(exact - table[table["method"] == "MAML"]["query"].to_numpy()).mean() < 0.02
 
 
-def test_a_cell_leaves_a_record_and_is_not_run_again(no_data, tmp_path):
+def test_a_cell_leaves_a_record_and_is_not_run_again(no_data, tmp_path, capsys):
     chosen = [
         c for c in ratings.cells("smoke", 0) if c.settings["method"] == "FOMAML" and c.settings["data"] == "jester-1"
     ]
@@ -71,11 +71,22 @@ def test_a_cell_leaves_a_record_and_is_not_run_again(no_data, tmp_path):
     assert np.shape(record.figures["rmse"]) == (len(RATINGS["smoke"].test_steps), RATINGS["smoke"].test_users)
     assert [p.read_bytes() for p in cells.run_cells(todo)] == before
     again = read_record(cells.run_cell(chosen[0], ratings.run, tmp_path / "out", force=True))
-    assert again.figures["rmse"] == record.figures["rmse"]
+    assert cells.deviation(again.figures, record.figures) == 0
+    assert "0.0e+00 from the record that stood (within" in capsys.readouterr().out
     other = json.loads(paths[0].read_text()) | {"seed": 5}
     paths[0].write_text(json.dumps(other))
     with pytest.raises(ValueError, match="another configuration"):
         cells.run_cell(chosen[0], ratings.run, tmp_path / "out")
+
+
+def test_the_deviation_of_two_runs_is_relative_to_the_largest_number_of_a_table():
+    before = {"rmse": [[1.0, 2.0], [0.5, 4.0]], "steps": [0, 1], "data": "x", "seconds": 3.0, "best": None}
+    assert cells.deviation(before, before | {"seconds": 7.0}) == 0
+    assert cells.deviation(before, before | {"rmse": [[1.0, 2.0], [0.6, 4.0]]}) == pytest.approx(0.025)
+    assert cells.deviation({"a": [before]}, {"a": [before | {"steps": [0, 2]}]}) == pytest.approx(0.5)
+    for changed in ({"data": "y"}, {"best": 1.0}, {"rmse": [[1.0, 2.0]]}, {"rmse": [[1.0, 2.0], [0.5, None]]}):
+        assert cells.deviation(before, before | changed) == np.inf
+    assert cells.deviation(before, {"rmse": before["rmse"]}) == np.inf
 
 
 def test_all_cells_of_the_full_profile_have_names_of_their_own():

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..flow import DivergenceError
 from ..records import Record, new_record, read_record, write_record
 
+# A cell that is run again comes this near to its record: see :func:`deviation`. On one machine most repeat to the bit; another
+# processor or compiler rounds otherwise, and training amplifies that.
+TOLERANCE = 0.01
 CLOCK = ("seconds", "training_seconds", "low", "high", "load")  # figures that differ from one run to the next
 Run = Callable[["Cell", Path], dict]  # the cell, a folder for its checkpoints -> figures
 
@@ -39,7 +44,8 @@ class Cell:
 
 
 def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
-    """Run a cell and write its record, unless a valid record stands already.
+    """Run a cell and write its record, unless a valid record stands already; ``force`` runs it again and tells how far the new
+    record is from the old one.
 
     That a cell diverged is a result too: the only figure of its record is then ``diverged``, the message.
 
@@ -47,16 +53,21 @@ def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
         ValueError: the record that stands is damaged, or of another cell.
     """
     path = cell.path(out)
-    if path.exists() and not force:
-        record = read_record(path)
-        if (record.configuration, record.seed) != (cell.settings, cell.seed):
-            raise ValueError(f"{path} records another configuration than its name says; delete it")
+    stood = read_record(path) if path.exists() else None
+    if stood and (stood.configuration, stood.seed) != (cell.settings, cell.seed):
+        raise ValueError(f"{path} records another configuration than its name says; delete it")
+    if stood and not force:
         return path
     started = time.perf_counter()
     try:
         figures = run(cell, out / ".scratch")
     except DivergenceError as error:
         figures = {"diverged": str(error)}
+    if stood:
+        apart = deviation(stood.figures, json.loads(json.dumps(figures)))
+        tqdm.write(
+            f"{cell.name}: {apart:.1e} from the record that stood ({'within' if apart <= TOLERANCE else 'NOT within'} {TOLERANCE})"
+        )
     return write_record(
         new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path
     )
@@ -81,21 +92,20 @@ def read_records(folder: Path, pattern: str = "*.json", diverged: bool = False) 
 
 def deviation(before: object, after: object) -> float:
     """How far the figures of two runs of one cell are apart: the largest difference of two numbers, those of the clock aside,
-    relative to the largest number of their list. Infinite if anything else differs."""
+    relative to the largest number of their table. Infinite if anything else differs."""
     if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
         return max((deviation(before[key], after[key]) for key in before if key not in CLOCK), default=0.0)
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        if all(_is_number(value) for value in (*before, *after)):
-            largest = max((abs(value) for value in (*before, *after)), default=0.0) or 1.0
-            return max((abs(a - b) for a, b in zip(before, after, strict=True)), default=0.0) / largest
-        return max(map(deviation, before, after))
-    if _is_number(before) and _is_number(after):
-        return deviation([before], [after])
-    return 0.0 if before == after else float("inf")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if before == after:
+        return 0.0
+    try:
+        old, new = (np.array(figures, dtype=float) for figures in (before, after))
+    except (TypeError, ValueError):  # words, or lists of tables
+        if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+            return max(map(deviation, before, after))
+        return np.inf
+    if old.shape != new.shape or (np.isnan(old) != np.isnan(new)).any():
+        return np.inf
+    return float(np.nanmax(np.abs(old - new)) / np.nanmax(np.abs([old, new])))
 
 
 def program(description: str, cells: Callable[[str, int | None], list[Cell]], run: Run) -> None:
