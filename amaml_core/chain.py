@@ -58,6 +58,10 @@ class Kernel:
         h = h if self.groups is None else h[:, self.groups]  # (B, G) -> (B, P)
         return runge_kutta_step(self.tableau, lambda v: self.field(v, theta, x, y), u, h)
 
+    def rest(self, u: Tensor) -> Tensor:
+        """What ``step`` gives where the field is zero."""
+        return u
+
     def back(
         self, u: Tensor, u_next: Tensor, theta: Tensor, h: float | Tensor, x: Tensor, y: Tensor, lam: Tensor
     ) -> list[Tensor]:

@@ -35,7 +35,7 @@ class AdamAdaptation:
 
         def step(current: Tensor) -> Tensor:
             u.data.copy_(current)
-            u.grad = -slope(u.detach())
+            u.grad = slope(u.detach()).neg().contiguous()  # the fused kernel takes no other layout
             adam.step()
             return u.detach().clone()
 

@@ -64,7 +64,7 @@ def trace(
 def _still_true(found: Traced, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> bool:
     one = slice(0, 1)
     expected = kernel.step(theta[one], theta[one], h, x[one], y[one])  # (1, P)
-    return _agree(found.step(theta, theta, h, x, y)[one], expected, theta[one])
+    return _agree(found.step(theta, theta, h, x, y)[one], expected, kernel.rest(theta[one]))
 
 
 class _Different(ArithmeticError):
@@ -82,7 +82,7 @@ def _trace(problem: Problem, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor
         sizes = h.expand(len(theta), -1) if kernel.sensitivities else h
         inputs = (theta, end, theta, sizes, x, y, lam)
         step_back = make(kernel.back, *inputs)
-    same = [_agree(step(theta, theta, h, x, y)[0], end, theta)]
+    same = [_agree(step(theta, theta, h, x, y)[0], end, kernel.rest(theta))]
     if back:
         same += [
             _agree(mine, own, lam if own.shape == lam.shape else torch.zeros_like(own))

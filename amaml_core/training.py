@@ -88,6 +88,10 @@ def fit(
     identity = f"{method!r}, learn={learn}, {type(outer).__name__}, seed={seed}, P={theta.numel()}, {theta.dtype}"
     if path is not None and path.exists():
         rows = _load(path, identity, parameters, outer, generator)
+        if len(rows) > meta_steps:
+            raise ValueError(
+                f"{path} is {len(rows)} meta steps on, beyond meta_steps={meta_steps}; delete it or choose another file"
+            )
 
     saved_at, updating = time.monotonic(), False
     bar = tqdm(total=meta_steps, initial=len(rows), desc=type(method).__name__, disable=None if progress else True)

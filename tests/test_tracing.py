@@ -15,6 +15,7 @@ from amaml_core import (
     FOMAML,
     IMAML,
     RK4,
+    AdamAdaptation,
     Backsolve,
     Checkpoint,
     Euler,
@@ -121,6 +122,22 @@ def test_a_loss_that_has_changed_is_noticed_and_traced_anew(count):
         expected = meta_gradient(method, plain(changing), theta, tasks).gradient
         assert relative(meta_gradient(method, changing, theta, tasks).gradient, expected) < 1e-11
     assert len(count) == 3
+
+
+def test_adam_notices_that_the_loss_has_changed_also_where_the_slope_is_small():
+    problem, theta, tasks = regression()
+    scale = [1e-3]
+    changing = Problem(problem.model, lambda p, y: scale[0] * nn.functional.mse_loss(p, y))
+    for scale[0] in (1e-3, 1.5e-3):
+        step = AdamAdaptation(1e-2).inner_step(changing, theta, tasks)
+        u = theta.expand(len(tasks), -1)
+        for _ in range(3):
+            u = step(u)
+        slow = AdamAdaptation(1e-2).inner_step(plain(changing), theta, tasks)
+        expected = theta.expand(len(tasks), -1)
+        for _ in range(3):
+            expected = slow(expected)
+        assert relative(u, expected) < 1e-11
 
 
 def test_a_problem_takes_its_graphs_with_it():

@@ -115,6 +115,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimizer, where)
     assert torch.equal(whole.theta, resumed.theta) and whole.history.equals(resumed.history)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(MAML(0.1, 3), problem(), lines, 12, optimizer, path, progress=False)
+    with pytest.raises(ValueError, match="12 meta steps on, beyond meta_steps=5"):
+        fit(method, problem(), lines, 5, optimizer, path, progress=False)
     assert [f.name for f in path.parent.iterdir()] == ["theta.npz"]
 
 

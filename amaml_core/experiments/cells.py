@@ -20,6 +20,7 @@ from ..records import Record, new_record, read_record, write_record
 # A cell that is run again comes this near to its record: see :func:`deviation`. On one machine most repeat to the bit; another
 # processor or compiler rounds otherwise, and training amplifies that.
 TOLERANCE = 0.01
+SCRATCH = ".scratch"  # beside the records: checkpoints of cells that are under way, named after them
 CLOCK = ("seconds", "training_seconds", "low", "high", "load")  # figures that differ from one run to the next
 Run = Callable[["Cell", Path], dict]  # the cell, a folder for its checkpoints -> figures
 
@@ -60,17 +61,20 @@ def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
         return path
     started = time.perf_counter()
     try:
-        figures = run(cell, out / ".scratch")
+        figures = run(cell, out / SCRATCH)
     except DivergenceError as error:
         figures = {"diverged": str(error)}
+    path = write_record(
+        new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path
+    )
+    for checkpoint in (out / SCRATCH).glob(f"{cell.name}.*"):
+        checkpoint.unlink()
     if stood:
         apart = deviation(stood.figures, json.loads(json.dumps(figures)))
         tqdm.write(
             f"{cell.name}: {apart:.1e} from the record that stood ({'within' if apart <= TOLERANCE else 'NOT within'} {TOLERANCE})"
         )
-    return write_record(
-        new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path
-    )
+    return path
 
 
 def run_cells(todo: list[tuple[Cell, Run, Path]], force: bool = False) -> list[Path]:
@@ -79,6 +83,8 @@ def run_cells(todo: list[tuple[Cell, Run, Path]], force: bool = False) -> list[P
     with tqdm(todo, desc="cells", disable=None) as bar:
         for cell, run, out in bar:
             bar.set_postfix_str(cell.name[:80])
+            if bar.disable and (force or not cell.path(out).exists()):
+                print(cell.name, flush=True)
             paths.append(run_cell(cell, run, out, force))
     return paths
 

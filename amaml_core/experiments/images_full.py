@@ -1,14 +1,15 @@
-"""Few-shot images at full size: the seven rows of the paper's Table 3.
+"""Few-shot images: the seven rows of the paper's table, at its sizes and at one for a single core.
 
-Chapter "Few-shot images at full size" shows the records. Also a program:
+Chapter "Few-shot images, seven rows" shows the records. Also a program:
 ``python -m amaml_core.experiments.images_full --profile full --out results/full/images_full``. The cells of the paper's own sizes
 need a GPU for hours. They can be cut off at any time, for example by ``timeout 480``: a checkpoint is never older than half a
-minute, and the same command goes on from it.
+minute, and the same command goes on from it. ``--only size=reduced`` is what one core can do in half an hour.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from .. import AMAML, FOMAML, IMAML, MAML, Euler, GradientDescent, HessianFree, 
 from ..datasets import load_images
 from ..flow import DivergenceError
 from ..meta import Method
+from ..problem import precision
 from ..profiles import check_profile
 from ..records import Record
 from ..samplers import ImageSampler, split_classes
@@ -66,15 +68,15 @@ SIZES = {
     "smoke": {"tiny": Size("omniglot", 5, 4, query=2, batch=2, updates=3, test_tasks=10, trial_updates=2)},
     "book": {"reduced": Size("omniglot", 5, 32, query=5, batch=4, updates=100, test_tasks=100, trial_updates=30)},
     "full": {
-        "reduced": Size("omniglot", 5, 32, query=5, batch=4, updates=1000, test_tasks=600, trial_updates=100),
+        "reduced": Size("omniglot", 5, 32, query=5, batch=4, updates=500, test_tasks=600, trial_updates=100),
         "omniglot": Size("omniglot", 20, 64, query=5, batch=16, updates=60_000, test_tasks=600),
         "mini-imagenet": Size("mini-imagenet", 5, 32, query=15, batch=4, updates=60_000, test_tasks=600, pooled=True),
     },
 }
 ON_GPU = ("omniglot", "mini-imagenet")
 
-# Three trials for each row at the reduced size, around the setting of its own paper. A-MAML's horizon is given by its row, so it
-# chooses how many steps resolve it.
+# Three trials for each row at the reduced size, around the setting of its own paper for 20 characters. A-MAML's horizon is given
+# by its row, so it chooses how many steps resolve it.
 TRIALS: dict[str, tuple[Recipe, ...]] = {
     "MAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
     "FOMAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
@@ -84,7 +86,8 @@ TRIALS: dict[str, tuple[Recipe, ...]] = {
     "A-MAML, T=0.5": tuple(Recipe(k, 0.5 / k) for k in (3, 5, 10)),
     "A-MAML, T=1.0": tuple(Recipe(k, 1.0 / k) for k in (5, 10, 20)),
 }
-# The published settings of the rows' own papers, for the sizes of those papers; ours where A-MAML's are not known.
+# The settings of the rows' own papers as far as they are known and as our methods have them: gradient descent in Reptile's inner
+# loop where its authors have Adam, three Newton steps, an inner rate for iMAML. A-MAML's own are not known.
 PUBLISHED: dict[str, dict[str, Recipe]] = {
     "omniglot": {
         "MAML": Recipe(5), "FOMAML": Recipe(5), "Reptile": Recipe(10, test_steps=50),
@@ -99,7 +102,15 @@ PUBLISHED: dict[str, dict[str, Recipe]] = {
     },
 }  # fmt: skip
 # The number of the trial with the highest validation accuracy, by the ``choice`` records of the full profile; a test compares.
-CHOSEN: dict[str, int] = dict.fromkeys(ROWS, 1)
+CHOSEN: dict[str, int] = {
+    "MAML": 2,
+    "FOMAML": 2,
+    "Reptile": 2,
+    "iMAML-GD": 0,
+    "iMAML-HF": 1,
+    "A-MAML, T=0.5": 0,
+    "A-MAML, T=1.0": 0,
+}
 
 
 def recipe(row: str, size: str) -> Recipe:
@@ -124,7 +135,7 @@ class Samplers:
     """Tasks for training, validation and test, of classes that do not overlap, and what the data are."""
 
     train: ImageSampler
-    validation: ImageSampler
+    validation: ImageSampler | None  # where something is chosen
     test: ImageSampler
     description: str
 
@@ -132,21 +143,24 @@ class Samplers:
 def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device) -> Samplers:
     """The samplers of a row.
 
-    Omniglot: 1,100 characters to train with, 100 for validation, 423 to test with, alphabets mixed, and every character also
-    turned by 90, 180 and 270 degrees. mini-ImageNet: its own three parts. Reptile has no query loss; it trains on the same
-    drawings as the others, all of them in the support set, as its authors do.
+    Omniglot: 1,200 characters to train with, of which 100 are for validation where something is chosen, 423 to test with,
+    alphabets mixed, and every character also turned by 90, 180 and 270 degrees. mini-ImageNet: its own three parts. Reptile has
+    no query loss; it trains on as many drawings as the others have in both sets, all of them in the support set, as its authors do.
+
+    Raises:
+        FileNotFoundError: the data are not prepared, at a size whose figures stand beside published ones.
     """
+    real = size.test_tasks >= 600
     shot = 1 + size.query if row == "Reptile" else 1
     if size.data == "omniglot":
-        found = load_images("omniglot", stand_in_classes=1623 if size.test_tasks > 10 else 120)
+        found = load_images("omniglot", allow_stand_in=not real, stand_in_classes=120)
         classes = len(found.images)
-        split = split_classes(
-            classes, torch.Generator().manual_seed(1000 + seed), classes * 1200 // 1623, classes * 100 // 1623
-        )
+        held_out = classes * 100 // 1623 if size.trial_updates else 0
+        split = split_classes(classes, torch.Generator().manual_seed(1000 + seed), classes * 1200 // 1623, held_out)
         images = torch.from_numpy(found.images.copy()).to(device)
         parts = [(images, chosen) for chosen in (split.train, split.validation, split.test)]
     else:
-        parts = [(load_images(size.data, part), None) for part in ("train", "val", "test")]
+        parts = [(load_images(size.data, part, allow_stand_in=not real), None) for part in ("train", "val", "test")]
         found = parts[0][0]
         parts = [(torch.from_numpy(part.images.copy()).to(device), None) for part, _ in parts]
     turned = size.data == "omniglot"
@@ -157,7 +171,7 @@ def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
 
     return Samplers(
         make(0, shot, 1 if row == "Reptile" else size.query, recipe.batch or size.batch),
-        make(1, 1, size.query, min(size.test_tasks, 100)),
+        make(1, 1, size.query, min(size.test_tasks, 100)) if size.trial_updates else None,
         make(2, 1, size.query, size.test_tasks),
         found.description,
     )
@@ -178,8 +192,8 @@ def one_at_a_time(problem: Problem, u: Tensor, tasks: Tasks) -> Tensor:
 def _problem(size: Size, seed: int, device: torch.device) -> Problem:
     channels = 1 if size.data == "omniglot" else 3
     model = seeded(network(size.filters, size.way, channels, size.pooled), torch.Generator().manual_seed(seed))
-    on_gpu = device.type == "cuda"
-    return Problem(model.to(device), nn.functional.cross_entropy, compile=on_gpu, chunk_size=None if on_gpu else 25)
+    # 25 test tasks at once fit any memory.
+    return Problem(model.to(device), nn.functional.cross_entropy, compile=device.type == "cuda", chunk_size=25)
 
 
 def _train(
@@ -191,15 +205,35 @@ def _train(
     ).theta
 
 
+@torch.no_grad()
+def adapt(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
+    """The parameters (B, P) after ``steps`` steps of the method's own inner loop.
+
+    Raises:
+        DivergenceError: those of a task are not finite.
+    """
+    adapted = []
+    for chunk in tasks.split(problem.chunk_size):
+        step, u = method.inner_step(problem, theta, chunk), theta.expand(len(chunk), -1)  # (B, P)
+        for _ in range(steps):
+            u = step(u)
+        adapted.append(u)
+    u = torch.cat(adapted)
+    lost = int((~u.isfinite().all(1)).sum())
+    if lost:
+        raise DivergenceError(f"the inner loop diverged on {lost} of {len(tasks)} tasks within {steps} steps")
+    return u
+
+
 # --------------------------------------------------------------------------------------------------------------- cells
 
 
 def cells(profile: str, seed: int | None = None) -> list[Cell]:
-    """Size × row, also those that need a GPU for hours, and the choices."""
+    """Size × row, also those that need a GPU for hours, and the choices, which are always made with seed 0."""
     sizes = SIZES[check_profile(profile)]
     settings = [{"profile": profile, "size": size, "row": row} for size in sizes for row in ROWS]
     choices = [s | {"choice": len(TRIALS[s["row"]])} for s in settings if sizes[s["size"]].trial_updates]
-    return [Cell("images_full", s, seed or 0) for s in (*choices, *settings)]
+    return [*(Cell("images_full", s, 0) for s in choices), *(Cell("images_full", s, seed or 0) for s in settings)]
 
 
 def every_cell(profile: str) -> list[Cell]:
@@ -214,7 +248,9 @@ def run(cell: Cell, scratch: Path) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() and settings["size"] in ON_GPU else "cpu")
     if "choice" in settings:
         return _choose(row, size, cell.seed, device)
-    return _measure(row, size, recipe(row, settings["size"]), cell.seed, device, scratch / f"{cell.name}.npz")
+    own = recipe(row, settings["size"])
+    state = zlib.crc32(repr((size, own)).encode())  # a checkpoint of other settings is not gone on from
+    return _measure(row, size, own, cell.seed, device, scratch / f"{cell.name}.{state:08x}.npz")
 
 
 def _measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device, checkpoint: Path) -> dict:
@@ -228,13 +264,8 @@ def _measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
     steps = tuple(sorted({k for k in TEST_STEPS if k <= most} | {own}))
     tasks = data.test(torch.Generator().manual_seed(2000 + seed))
     found = evaluate(method, problem, theta, tasks, metrics.accuracy, steps)
-    alone = []
-    for chunk in tasks.split(problem.chunk_size):
-        step, u = method.inner_step(problem, theta, chunk), theta.expand(len(chunk), -1)  # (B, P)
-        for _ in range(own):
-            u = step(u)
-        alone.append(one_at_a_time(problem, u, chunk).cpu())
-    checkpoint.unlink()
+    with precision(problem):
+        alone = one_at_a_time(problem, adapt(method, problem, theta, tasks, own), tasks)
     return {
         "data": data.description,
         "size": asdict(size),
@@ -242,29 +273,36 @@ def _measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
         "steps": list(steps),
         "own_steps": own,
         "accuracy": rounded(found.pivot(index="step", columns="task", values="query")),  # (steps, tasks)
-        "one_at_a_time": rounded(torch.cat(alone)),  # (tasks,), after own_steps
-        "training_seconds": trained,  # since the last checkpoint it went on from
+        "one_at_a_time": rounded(alone.cpu()),  # (tasks,), after own_steps
+        "training_seconds": trained,  # of the call that finished it
     }
 
 
 def _choose(row: str, size: Size, seed: int, device: torch.device) -> dict:
-    """The mean validation accuracy of each trial of a row after a short training, and the number of the best."""
-    accuracy: list[float] = []
+    """The mean validation accuracy of each trial of a row after a short training, and the number of the best.
+
+    Raises:
+        DivergenceError: all trials diverged.
+    """
+    accuracy: list[float | None] = []
     for trial in TRIALS[row]:
         method, problem = make_method(row, trial), _problem(size, seed, device)
         data = samplers(row, size, trial, seed, device)
-        own = trial.test_steps or trial.steps
         tasks = data.validation(torch.Generator().manual_seed(3000 + seed))
         try:
             theta = _train(problem, method, data.train, size.trial_updates, seed)
-            found = evaluate(method, problem, theta, tasks, metrics.accuracy, (own,))["query"].mean()
+            u = adapt(method, problem, theta, tasks, trial.test_steps or trial.steps)
+            with torch.no_grad():
+                accuracy.append(metrics.accuracy(problem.predict(u, tasks.query_x), tasks.query_y).mean().item())
         except DivergenceError:
-            found = 0.0  # a network that is not finite classifies nothing
-        accuracy.append(float(found))
+            accuracy.append(None)
+    finite = [number for number, found in enumerate(accuracy) if found is not None]
+    if not finite:
+        raise DivergenceError(f"every trial of {row} diverged: {TRIALS[row]}")
     return {
         "trials": [asdict(trial) for trial in TRIALS[row]],
         "validation_accuracy": accuracy,
-        "best": max(range(len(accuracy)), key=accuracy.__getitem__),
+        "best": max(finite, key=accuracy.__getitem__),
         "tasks": len(tasks),
         "updates": size.trial_updates,
     }

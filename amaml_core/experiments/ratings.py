@@ -286,7 +286,7 @@ def run(cell: Cell, scratch: Path) -> dict:
     else:
         # Only the full profile trains long enough to earn back the time that compilation takes.
         found = _test(name, setting, size, splits, tasks, cell.seed, progress=False, compile=profile == "full")
-        errors = errors_by_step(found)
+        errors = errors_by_step(found, trained_steps(name, size))
     return errors | {
         "data": data.description,
         "left_out": {part: count.left_out for part, count in splits.counts.items()},
@@ -296,17 +296,15 @@ def run(cell: Cell, scratch: Path) -> dict:
     }
 
 
-def errors_by_step(found: pd.DataFrame) -> dict:
+def errors_by_step(found: pd.DataFrame, own: int) -> dict:
     """A table of :func:`amaml_core.evaluate` as lists: ``rmse`` and ``support_rmse`` (steps, users), and the ``steps``.
 
     Raises:
-        DivergenceError: an error is not finite.
+        DivergenceError: an error is not finite after ``own`` steps, the number that the method was trained for, or before.
     """
-    lost = found.loc[~np.isfinite(found["query"] + found["support"]), ["step", "task"]]
+    lost = found.loc[~np.isfinite(found["query"] + found["support"]) & (found["step"] <= own), ["step", "task"]]
     if len(lost):
-        raise DivergenceError(
-            f"the test diverged for {lost['task'].nunique()} users, from step {lost['step'].min()} on"
-        )
+        raise DivergenceError(f"the test diverged for {lost['task'].nunique()} users, from step {lost['step'].min()} on")
     query, support = (found.pivot(index="step", columns="task", values=column) for column in ("query", "support"))
     return {"steps": query.index.tolist(), "rmse": rounded(query), "support_rmse": rounded(support)}
 
@@ -350,9 +348,9 @@ NORMALISERS = (*SCALES, "rating scale", "none")
 
 
 def rounded(values) -> list:
-    """Numbers with five significant digits, which keeps the records small."""
+    """Numbers with five significant digits, which keeps the records small; None for what is not finite."""
     array = np.asarray(values, dtype=float)
-    return np.vectorize(lambda x: float(f"{x:.5g}"))(array).tolist()
+    return np.vectorize(lambda x: float(f"{x:.5g}") if np.isfinite(x) else None, otypes=[object])(array).tolist()
 
 
 def scales(tasks: Tasks, mean: float, std: float, data: RatingData) -> dict:
@@ -393,7 +391,7 @@ def normalised(
     elif step not in figures["steps"]:
         raise ValueError(f"step {step} was not measured, only {figures['steps']}")
     else:
-        rmse = np.array(figures["rmse" if part == "query" else "support_rmse"][figures["steps"].index(step)])
+        rmse = np.array(figures["rmse" if part == "query" else "support_rmse"][figures["steps"].index(step)], dtype=float)
     lengths = figures["scales"]
     if normaliser == "none":
         return rmse
@@ -475,7 +473,7 @@ def curves(records: Iterable[Record], data: str, support: int, table: int = 1) -
     for (method, name, k, _), found in of_table(records, table).items():
         if (name, k) == (data, support) and method != BARS:
             for r in found:
-                query, on_support = (np.array(r.figures[key]) for key in ("rmse", "support_rmse"))  # (steps, users)
+                query, on_support = (np.array(r.figures[key], dtype=float) for key in ("rmse", "support_rmse"))  # (steps, users)
                 steps, users = r.figures["steps"], query.shape[1]
                 entries = {
                     "method": method,

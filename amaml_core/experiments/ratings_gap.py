@@ -285,7 +285,7 @@ def run(cell: Cell, scratch: Path) -> dict:
         "item means": _query_items(setup, tasks, mean),
     }
     return (
-        ratings.errors_by_step(table)
+        ratings.errors_by_step(table, size.inner_steps if own else steps[-1])
         | {
             "data": setup.data.description,
             "hypothesis": asdict(hypothesis),

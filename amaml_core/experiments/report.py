@@ -55,7 +55,7 @@ def judge(
 ) -> str:
     """``reproduced``: the two intervals touch. ``same order``: within a factor of two. ``not run``: there is no record.
 
-    Where every run ``diverged``, the number is not reproduced.
+    What ``diverged`` and has no finished run is not reproduced.
     """
     if ours is None:
         return "not reproduced" if diverged else "not run"
@@ -114,15 +114,17 @@ def _ratings() -> Iterator[Row]:
 
 def _images() -> Iterator[Row]:
     records = read_records(images_full.RECORDS)
+    lost = {(r.configuration["size"], r.configuration["row"]) for r in read_records(images_full.RECORDS, diverged=True)}
     for (data, task), published in IMAGES_TABLE.items():
         for method, (value, error) in published.items():
             ours = images_full.accuracy(records, data, method)
-            small = images_full.accuracy(records, "reduced", method)
+            small = images_full.accuracy(records, "reduced", method) if data == "omniglot" else None
+            notes = ["needs a GPU for hours"] * (ours is None) + [f"Omniglot 5-way, reduced: {small}"] * (small is not None)
             yield _row(
                 "images", f"{data} {task}", method, "accuracy, %", value, error,
                 None if ours is None else ours.mean, None if ours is None else ours.half_width,
                 "" if ours is None else f"{ours.count} test tasks",
-                "needs a GPU for hours" + (f"; Omniglot 5-way, reduced: {small}" if small and data == "omniglot" else ""),
+                "; ".join(notes), (data, method) in lost,
             )  # fmt: skip
 
 

@@ -87,6 +87,9 @@ class _Slope(Kernel):
     def step(self, u: Tensor, theta: Tensor, h: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
         return self.field(u, theta, x, y)
 
+    def rest(self, u: Tensor) -> Tensor:
+        return torch.zeros_like(u)
+
 
 def descent_slope(problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
     """What gradient descent follows: ``u (B, P)`` to minus the gradients (B, P) of the support losses, traced where possible."""
