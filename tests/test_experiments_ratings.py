@@ -5,8 +5,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from problems import regression, relative
 
-from amaml_core import metrics
+from amaml_core import AMAML, MAML, meta_gradient, metrics
 from amaml_core.experiments import cells as runs
 from amaml_core.experiments import ratings, ratings_gap
 from amaml_core.experiments.published import RATINGS_COLUMNS, RATINGS_TABLES
@@ -144,6 +145,15 @@ def test_both_results_stand_side_by_side_and_what_is_missing_says_so(no_data, tm
     at = curves[curves["step"] == 5]["query"]
     np.testing.assert_allclose(at, records[0].figures["rmse"][records[0].figures["steps"].index(5)])
     assert ratings.curves(records, "ml-1m", 10).empty
+
+
+def test_maml_is_trained_by_the_adjoint_of_its_steps_which_is_the_same_gradient():
+    problem, theta, tasks = regression()
+    method = MAML(0.05, 5)
+    quick = ratings.without_unrolling(method)
+    assert isinstance(quick, AMAML) and ratings.without_unrolling(quick) is quick
+    expected = meta_gradient(method, problem, theta, tasks).gradient
+    assert relative(meta_gradient(quick, problem, theta, tasks).gradient, expected) < 1e-12
 
 
 def test_compiled_training_is_eager_training_to_rounding(no_data):

@@ -255,7 +255,7 @@ def test_all_full_cells_have_names_of_their_own_and_cover_the_plan():
         "synthetic-choice": 4 * 6,
         "synthetic": 2 * 2 * 2 * 2 * 7 * 3,
         "synthetic-grid": 4 * 3,
-        "synthetic-horizon": 4 * 2 * 4 * 3,
+        "synthetic-horizon": 4 * 2 * 4,
     }
     assert len(synthetic.cells("full", seed=0)) < len(full)
 

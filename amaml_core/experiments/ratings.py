@@ -145,10 +145,15 @@ def meta_train(
     problem = Problem(seeded(network(inputs), torch.Generator().manual_seed(seed)), nn.functional.mse_loss)
     adam = partial(torch.optim.Adam, lr=meta_lr)
     trained = fit(
-        method, compiled(inputs) if compile else problem, sampler, meta_steps, adam, seed=seed,
+        without_unrolling(method), compiled(inputs) if compile else problem, sampler, meta_steps, adam, seed=seed,
         theta=problem.initial_parameters(), progress=progress,
     )  # fmt: skip
     return problem, trained.theta
+
+
+def without_unrolling(method: Method) -> Method:
+    """MAML by the adjoint of its steps: the same meta-gradient to rounding, several times as fast to train with."""
+    return AMAML(method.lr * method.steps, Euler(method.steps)) if isinstance(method, MAML) else method
 
 
 @cache
