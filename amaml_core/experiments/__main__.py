@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     for name, cells in chosen.items():
         if cells:
-            print(f"{name}: {len(cells) - len(missing[name])} of {len(cells)} cells have a record")
+            done = sum(cell.path(arguments.out / name).exists() for cell in cells)
+            print(f"{name}: {done} of {len(cells)} cells have a record")
     if arguments.list:
         for name, cells in chosen.items():
             for cell in cells:
