@@ -1,5 +1,6 @@
 """Few-shot images at full size: rows, choices, what an accuracy without transduction is, and runs that go on after an interrupt."""
 
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,9 +10,9 @@ from torch import nn
 
 from amaml_core import AMAML, IMAML, Problem, metrics
 from amaml_core.experiments import images, images_full
-from amaml_core.experiments.cells import read_records
+from amaml_core.experiments.cells import SCRATCH, read_records, run_cell
 from amaml_core.experiments.published import IMAGES_TABLE
-from amaml_core.records import new_record
+from amaml_core.records import new_record, read_record
 from amaml_core.tasks import Tasks
 
 
@@ -131,6 +132,11 @@ def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(tmp_p
         images_full.run(chosen, tmp_path / "parts")
     assert len(list((tmp_path / "parts").glob("*.npz"))) == 1
     monkeypatch.setattr(images_full, "fit", fit)
+    (left,) = (tmp_path / "parts").glob("*.npz")
+    (tmp_path / "records" / SCRATCH).mkdir(parents=True)
+    shutil.copy(left, tmp_path / "records" / SCRATCH)
+    finished = read_record(run_cell(chosen, images_full.run, tmp_path / "records")).figures
+    assert finished["accuracy"] == whole["accuracy"] and not list((tmp_path / "records" / SCRATCH).iterdir())
     again = images_full.run(chosen, tmp_path / "parts")
     assert again | {"training_seconds": 0} == whole | {"training_seconds": 0}
 
@@ -141,6 +147,12 @@ def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(tmp_p
     alone = images_full.accuracy([record], "tiny", "FOMAML", transductive=False)
     assert alone.mean == pytest.approx(100 * np.mean(whole["one_at_a_time"]))
     assert images_full.accuracy([record], "tiny", "MAML") is None
+
+
+def test_figures_of_the_full_profile_are_never_of_a_stand_in():
+    for name, size in images_full.SIZES["full"].items():
+        with pytest.raises(FileNotFoundError):
+            images_full.samplers("MAML", size, images_full.recipe("MAML", name), 0, torch.device("cpu"))
 
 
 def test_reptile_sees_all_drawings_in_its_support_set(monkeypatch):

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from problems import regression, relative
@@ -145,6 +146,28 @@ def test_both_results_stand_side_by_side_and_what_is_missing_says_so(no_data, tm
     at = curves[curves["step"] == 5]["query"]
     np.testing.assert_allclose(at, records[0].figures["rmse"][records[0].figures["steps"].index(5)])
     assert ratings.curves(records, "ml-1m", 10).empty
+
+
+def test_an_error_that_is_no_number_is_left_out_after_the_steps_of_the_training_and_a_divergence_up_to_them():
+    def table(query):
+        return pd.DataFrame({"step": [0, 5, 100], "task": 0, "support": 1.0, "query": query})
+
+    figures = ratings.errors_by_step(table([1.0, 2.0, NAN]), own=5)
+    assert figures == {"steps": [0, 5, 100], "rmse": [[1.0], [2.0], [None]], "support_rmse": [[1.0], [1.0], [1.0]]}
+    assert np.isnan(ratings.normalised(figures | {"scales": {}}, "none", 100)).all()
+    for wrong in (NAN, float("inf"), 2 * ratings.BLOWN_UP):
+        with pytest.raises(ArithmeticError, match="the test diverged for 1 users, from step 5 on"):
+            ratings.errors_by_step(table([1.0, wrong, 1.0]), own=5)
+
+
+def test_seeds_that_diverged_are_counted_and_left_out(no_data, tmp_path):
+    cell = find(ratings.cells("smoke", 0), method="MAML", data="ml-1m", support=20)
+    done = new_record("ratings", cell.settings, 0, ratings.run(cell, tmp_path), 1.0)
+    lost = new_record("ratings", cell.settings, 1, {"diverged": "meta step 3"}, 1.0)
+    key = ("ml-1m", "20–30", "MAML")
+    alone, both, none = (ratings.side_by_side(found, 1).loc[key] for found in ([done], [done, lost], [lost]))
+    assert both["users"] == "20, 1 diverged" and both["ours / range"] == alone["ours / range"]
+    assert none["ours / range"] == "diverged" and none["users"] == "–, 1 diverged"
 
 
 def test_maml_is_trained_by_the_adjoint_of_its_steps_which_is_the_same_gradient():

@@ -24,6 +24,11 @@ def test_verdicts(published, error, ours, half, verdict):
     assert report.judge(published, error, ours, half) == verdict
 
 
+def test_what_diverged_in_all_runs_is_not_reproduced():
+    assert report.judge(0.5, 0.02, None, None, diverged=True) == "not reproduced"
+    assert report.judge(0.5, 0.02, 0.51, 0.01, diverged=True) == "reproduced"  # by the runs that finished
+
+
 def test_the_committed_report_is_what_the_records_give():
     assert report.REPORT.read_text() == report.content(report.rows())
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ..flow import DivergenceError
 from ..records import Record, new_record, read_record, write_record
 
-# A cell that is run again comes this near to its record: see :func:`deviation`. On one machine most repeat to the bit; another
-# processor or compiler rounds otherwise, and training amplifies that.
+# A cell that is run again comes this near to its record: see :func:`deviation`. Many repeat to the bit; a step that
+# is compiled anew, or on another processor, may round otherwise, and training amplifies that.
 TOLERANCE = 0.01
 SCRATCH = ".scratch"  # beside the records: checkpoints of cells that are under way, named after them
 CLOCK = ("seconds", "training_seconds", "low", "high", "load")  # figures that differ from one run to the next
@@ -94,6 +94,18 @@ def read_records(folder: Path, pattern: str = "*.json", diverged: bool = False) 
     of those that ``diverged``."""
     records = [read_record(path) for path in sorted(folder.glob(pattern))]
     return [record for record in records if ("diverged" in record.figures) == diverged]
+
+
+def best_of(scores: Sequence[float | None], failure: str, better: Callable = min) -> int:
+    """The number of the best of a choice's scores, the first of equals; None stands for a trial that diverged.
+
+    Raises:
+        DivergenceError: with the message ``failure``, all did.
+    """
+    finite = [number for number, score in enumerate(scores) if score is not None]
+    if not finite:
+        raise DivergenceError(failure)
+    return better(finite, key=scores.__getitem__)
 
 
 def deviation(before: object, after: object) -> float:

@@ -28,7 +28,7 @@ from ..profiles import check_profile
 from ..records import Record
 from ..samplers import ImageSampler, split_classes
 from ..tasks import Tasks
-from .cells import Cell, program
+from .cells import Cell, best_of, program
 from .images import network
 from .ratings import rounded, seeded
 
@@ -148,19 +148,19 @@ def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
     no query loss; it trains on as many drawings as the others have in both sets, all of them in the support set, as its authors do.
 
     Raises:
-        FileNotFoundError: the data are not prepared, at a size whose figures stand beside published ones.
+        FileNotFoundError: the data are not prepared, at a size of the full profile.
     """
-    real = size.test_tasks >= 600
+    stand_in = size not in SIZES["full"].values()
     shot = 1 + size.query if row == "Reptile" else 1
     if size.data == "omniglot":
-        found = load_images("omniglot", allow_stand_in=not real, stand_in_classes=120)
+        found = load_images("omniglot", allow_stand_in=stand_in, stand_in_classes=120)
         classes = len(found.images)
         held_out = classes * 100 // 1623 if size.trial_updates else 0
         split = split_classes(classes, torch.Generator().manual_seed(1000 + seed), classes * 1200 // 1623, held_out)
         images = torch.from_numpy(found.images.copy()).to(device)
         parts = [(images, chosen) for chosen in (split.train, split.validation, split.test)]
     else:
-        parts = [(load_images(size.data, part, allow_stand_in=not real), None) for part in ("train", "val", "test")]
+        parts = [(load_images(size.data, part, allow_stand_in=stand_in), None) for part in ("train", "val", "test")]
         found = parts[0][0]
         parts = [(torch.from_numpy(part.images.copy()).to(device), None) for part, _ in parts]
     turned = size.data == "omniglot"
@@ -296,13 +296,10 @@ def _choose(row: str, size: Size, seed: int, device: torch.device) -> dict:
                 accuracy.append(metrics.accuracy(problem.predict(u, tasks.query_x), tasks.query_y).mean().item())
         except DivergenceError:
             accuracy.append(None)
-    finite = [number for number, found in enumerate(accuracy) if found is not None]
-    if not finite:
-        raise DivergenceError(f"every trial of {row} diverged: {TRIALS[row]}")
     return {
         "trials": [asdict(trial) for trial in TRIALS[row]],
         "validation_accuracy": accuracy,
-        "best": max(finite, key=accuracy.__getitem__),
+        "best": best_of(accuracy, f"every trial of {row} diverged: {TRIALS[row]}", max),
         "tasks": len(tasks),
         "updates": size.trial_updates,
     }

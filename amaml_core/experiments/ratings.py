@@ -25,7 +25,7 @@ from ..profiles import RATINGS, RatingsSize, check_profile
 from ..records import Record
 from ..samplers import RatingSampler, RatingSplits, split_users
 from ..tasks import Tasks
-from .cells import Cell, program
+from .cells import Cell, best_of, program
 from .published import RATINGS_TABLES
 
 METHODS = ("A-MAML", "iMAML", "MAML", "FOMAML", "Reptile")
@@ -153,7 +153,7 @@ def meta_train(
 
 
 def without_unrolling(method: Method) -> Method:
-    """MAML by the adjoint of its steps: the same meta-gradient to rounding, several times as fast to train with."""
+    """MAML by the adjoint of its steps: the same meta-gradient to rounding, and compiled where unrolling is not."""
     return AMAML(method.lr * method.steps, Euler(method.steps)) if isinstance(method, MAML) else method
 
 
@@ -334,14 +334,11 @@ def _choose(name: str, setting: Setting, size: RatingsSize, seed: int, compile: 
         table = evaluate(make_method(name, tried, size), problem, theta, tasks, metrics.rmse, (steps,))
         mean = table["query"].mean()
         means.append(float(mean) if np.isfinite(mean) else None)
-    finite = [i for i, mean in enumerate(means) if mean is not None]
-    if not finite:
-        raise DivergenceError(f"every trial of {name} diverged: {TRIALS[name]}")
     return {
         "data": data.description,
         "trials": [asdict(trial) for trial in TRIALS[name]],
         "validation_rmse": means,
-        "best": min(finite, key=lambda i: means[i]),
+        "best": best_of(means, f"every trial of {name} diverged: {TRIALS[name]}"),
         "users": len(tasks),
         "updates": size.meta_steps,
         "steps": steps,

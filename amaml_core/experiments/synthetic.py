@@ -46,7 +46,7 @@ from ..samplers import (
 from ..samplers.functions import Family
 from ..tasks import Tasks
 from . import published_curves
-from .cells import Cell, program, read_records
+from .cells import Cell, best_of, program, read_records
 from .ratings import seeded, without_unrolling
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "full" / "synthetic"
@@ -500,10 +500,8 @@ def choose(name: str, data: Data, size: Size, seed: int) -> dict:
         except DivergenceError:
             score = None
         trials.append(asdict(choice) | {"score": score})
-    scores = [math.inf if t["score"] is None else t["score"] for t in trials]
-    if min(scores) == math.inf:
-        raise DivergenceError(f"all {len(trials)} trials of {name} diverged")
-    return {"trials": trials, "best": scores.index(min(scores))}
+    best = best_of([trial["score"] for trial in trials], f"all {len(trials)} trials of {name} diverged")
+    return {"trials": trials, "best": best}
 
 
 # ------------------------------------------------------------------------------------------------------------------- cells
@@ -527,7 +525,6 @@ def cells(profile: str, seed: int | None = None) -> list[Cell]:
             ]
         if s == seeds[0]:
             found += [cell("synthetic-grid", data, m, s) for data in both for m in ("A-MAML", "FOMAML", UNTRAINED)]
-        if s == seeds[0]:
             found += [
                 cell("synthetic-horizon", data, m, s, trained_steps=steps)
                 for data in both
