@@ -20,7 +20,9 @@ NAMES := $(basename $(notdir $(sort $(wildcard book/src/*.md))))
 RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
 # What a run depends on beside its source. `make data` comes first and in a make of its own, so its results are seen here.
 CODE := $(shell find amaml_core -name '*.py')
-INPUTS := $(CODE) $(wildcard $(or $(AMAML_DATA),data)/*/manifest.json) $(shell find results -name '*.json' 2>/dev/null)
+# The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
+DATA := $(shell AMAML_DATA='$(AMAML_DATA)' $(PYTHON) -I amaml_core/locations.py)
+INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(shell find results -name '*.json' 2>/dev/null)
 PAGES := $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f)
 SUBMAKE := +@$(MAKE) --no-print-directory
 

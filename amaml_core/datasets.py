@@ -1,13 +1,13 @@
 """Prepared data sets, checked as they are read, and stand-ins where they are absent.
 
-``make data`` prepares them under ``$AMAML_DATA`` (by default ``data/`` beside the ``amaml_core`` folder, the root of a
-checkout).
+``make data`` prepares them in :func:`~amaml_core.locations.data_root`. That a stand-in is used is said on the standard error, like
+everything that differs between one machine and the next: what a chapter prints is compared, what it says there is not.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from .locations import data_root
 from .stand_ins import glyph_images, low_rank_ratings
 
 RATINGS = {"jester-1": "Jester-1", "ml-100k": "MovieLens 100K", "ml-1m": "MovieLens 1M"}
@@ -67,19 +68,13 @@ class RatingData:
     description: str
 
 
-def data_root() -> Path:
-    """The folder of the prepared data: ``$AMAML_DATA`` if set, else ``data/`` beside the ``amaml_core`` folder."""
-    configured = os.environ.get("AMAML_DATA")
-    return Path(configured).expanduser() if configured else Path(__file__).resolve().parents[1] / "data"
-
-
 def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool = True) -> RatingData:
     """Ratings of Jester-1, MovieLens 100K or MovieLens 1M.
 
     Args:
         name: "jester-1", "ml-100k" or "ml-1m".
         root: folder of the prepared data, :func:`data_root` by default.
-        allow_stand_in: if the data are absent, make a low-rank matrix and say so in one printed line.
+        allow_stand_in: if the data are absent, make a low-rank matrix and say so in one line.
 
     Raises:
         FileNotFoundError: the data are absent and no stand-in is allowed.
@@ -88,9 +83,9 @@ def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool
     """
     if name not in RATINGS:
         raise ValueError(f"unknown ratings {name!r}; there are {sorted(RATINGS)}")
-    folder = _folder(name, root)
-    if not folder.exists():
-        description = _announce(f"low-rank ratings ({RATINGS[name]} not prepared)", folder, allow_stand_in)
+    folder = _folder(name, root, allow_stand_in)
+    if folder is None:
+        description = _announce(f"low-rank ratings ({RATINGS[name]} not prepared)")
         return RatingData(*low_rank_ratings(**STAND_IN_RATINGS[name]), name, False, description)
     manifest = _manifest(folder, name)
     path = folder / "ratings.npz"
@@ -129,7 +124,7 @@ def load_images(
         name: "omniglot" or "mini-imagenet".
         part: of mini-ImageNet, "train" (64 classes), "val" (16) or "test" (20); none for Omniglot.
         root: folder of the prepared data, :func:`data_root` by default.
-        allow_stand_in: if the data are absent, draw font glyphs and say so in one printed line. For mini-ImageNet they
+        allow_stand_in: if the data are absent, draw font glyphs and say so in one line. For mini-ImageNet they
             are in colour, 84 x 84, 20 of each class.
         stand_in_classes: for a quick run, how many classes the stand-in for Omniglot has.
 
@@ -142,20 +137,18 @@ def load_images(
         raise ValueError(f"unknown images {name!r}; there are {sorted(parts)}")
     if part not in parts[name]:
         raise ValueError(f"part of {name} must be one of {parts[name]}, not {part!r}")
-    folder = _folder(name, root)
+    folder = _folder(name, root, allow_stand_in)
     if name == "omniglot":
-        if not folder.exists():
-            description = _announce("glyphs of the DejaVu fonts (Omniglot not prepared)", folder, allow_stand_in)
+        if folder is None:
+            description = _announce("glyphs of the DejaVu fonts (Omniglot not prepared)")
             return ImageData(*glyph_images(stand_in_classes), name, False, description)
         classes = _manifest(folder, name).get("classes", [])
         images = _map(folder / "images.npy", (len(classes), 20, 28, 28))
         complete = all({"alphabet", "character", "split"} <= set(entry) for entry in classes)
         _require(complete, folder / "manifest.json", "a class lacks its alphabet, character or split")
         return ImageData(images, classes, name, True, "Omniglot")
-    if not folder.exists():
-        description = _announce(
-            "coloured glyphs of the DejaVu fonts (mini-ImageNet not prepared)", folder, allow_stand_in
-        )
+    if folder is None:
+        description = _announce("coloured glyphs of the DejaVu fonts (mini-ImageNet not prepared)")
         first = {"train": 0, "val": 64, "test": 80}[part]
         only = slice(first, first + MINI_IMAGENET[part])
         images, classes = glyph_images(sum(MINI_IMAGENET.values()), 20, 84, colour=True, seed=first, only=only)
@@ -165,18 +158,25 @@ def load_images(
     return ImageData(images, [{"character": wnid, "split": part} for wnid in listed], name, True, "mini-ImageNet")
 
 
-def _folder(name: str, root: str | Path | None) -> Path:
-    return (data_root() if root is None else Path(root)) / name
+def _folder(name: str, root: str | Path | None, allow_stand_in: bool) -> Path | None:
+    """Where a data set lies; None for a stand-in."""
+    try:
+        folder = (data_root() if root is None else Path(root)) / name
+    except FileNotFoundError:
+        if allow_stand_in:
+            return None
+        raise
+    if folder.exists():
+        return folder
+    if not allow_stand_in:
+        raise FileNotFoundError(f"there is no {folder}: run `make data` to prepare it, or set AMAML_DATA to where it is")
+    return None
 
 
-def _announce(what: str, folder: Path, allowed: bool) -> str:
-    """The description of a stand-in, which is printed once it is certain that it will be used."""
-    if not allowed:
-        raise FileNotFoundError(
-            f"there is no {folder}: run `make data` to prepare it, or set AMAML_DATA to where it is"
-        )
+def _announce(what: str) -> str:
+    """The description of a stand-in, which is told to the user."""
     description = f"stand-in: {what}"
-    print(f"Using a {description}; `make data` prepares the real data in {folder.parent}")
+    print(f"Using a {description}; `make data` prepares the real data", file=sys.stderr)
     return description
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -72,19 +74,29 @@ class DataSet:
     build: Callable[[Sequence[Source], Path, Mapping[str, int]], dict]
 
 
+def _locations() -> ModuleType:
+    """The module ``amaml_core.locations`` without the package around it, which would import torch."""
+    path = Path(__file__).resolve().parents[1] / "amaml_core" / "locations.py"
+    spec = importlib.util.spec_from_file_location("amaml_core_locations", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+locations = _locations()
+
+
 def data_folder() -> Path:
-    """The folder of prepared data: ``AMAML_DATA``, or ``data/`` in the project root."""
-    return Path(os.environ.get("AMAML_DATA") or Path(__file__).resolve().parents[1] / "data")
+    """The folder of prepared data, as the package finds it: ``amaml_core.locations.data_root()``."""
+    return locations.data_root()
 
 
 def mirror_folder() -> Path | None:
     """The folder of archives to use instead of the network: ``AMAML_MIRROR`` or None. Raises DataError if missing."""
-    value = os.environ.get("AMAML_MIRROR")
-    if not value:
-        return None
-    if not Path(value).is_dir():
-        raise DataError(f"AMAML_MIRROR={value} is not a folder; point it at one with archives, or unset it to download")
-    return Path(value)
+    folder = locations.folder_in("AMAML_MIRROR")
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"AMAML_MIRROR={folder} is not a folder; point it at one with archives, or unset it to download")
+    return folder
 
 
 def archive_folder() -> Path:

@@ -36,11 +36,13 @@ def prepare_omniglot(folder: Path, images: np.ndarray | None = None) -> Path:
     return folder
 
 
-def test_the_root_is_the_environment_variable_or_beside_the_package(monkeypatch, tmp_path):
-    monkeypatch.setenv("AMAML_DATA", str(tmp_path))
-    assert data_root() == tmp_path
-    monkeypatch.delenv("AMAML_DATA")
-    assert data_root() == Path(datasets.__file__).parents[1] / "data"
+def test_a_checked_cell_cannot_tell_whether_a_stand_in_was_used(tmp_path, capsys):
+    load_ratings("ml-100k", tmp_path)
+    load_images("omniglot", root=tmp_path, stand_in_classes=5)
+    load_images("mini-imagenet", "val", root=tmp_path)
+    printed, told = capsys.readouterr()
+    assert printed == ""  # what is compared
+    assert told.count("Using a stand-in") == 3 and str(tmp_path) not in told  # a committed page names no folder
 
 
 def test_prepared_ratings_come_back_as_they_are(tmp_path, capsys):
@@ -51,7 +53,7 @@ def test_prepared_ratings_come_back_as_they_are(tmp_path, capsys):
         and data.item.tolist() == [0, 3, 3, 1]
         and data.rating.tolist() == [1, 5, 3, 4]
     )
-    assert capsys.readouterr().out == ""  # nothing is announced
+    assert capsys.readouterr() == ("", "")  # nothing is announced
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_unknown_names_and_parts_are_refused(tmp_path):
 
 def test_the_glyph_stand_in_announces_itself_and_has_omniglots_layout(tmp_path, capsys):
     data = load_images("omniglot", root=tmp_path, stand_in_classes=60)
-    assert "stand-in: glyphs of the DejaVu fonts (Omniglot not prepared)" in capsys.readouterr().out
+    assert "stand-in: glyphs of the DejaVu fonts (Omniglot not prepared)" in capsys.readouterr().err
     assert not data.real and data.description.startswith("stand-in")
     assert data.images.shape == (60, 20, 28, 28) and data.images.dtype == np.uint8 and len(data.classes) == 60
     assert {entry["split"] for entry in data.classes} == {"background", "evaluation"}
@@ -151,7 +153,7 @@ def test_the_mini_imagenet_stand_in_has_disjoint_parts_of_the_usual_size(tmp_pat
     assert [part.images.shape for part in parts] == [(n, 20, 84, 84, 3) for n in (64, 16, 20)]
     characters = [entry["character"] for part in parts for entry in part.classes]
     assert len(set(characters)) == 100 and all("stand-in" in part.description for part in parts)
-    assert capsys.readouterr().out.count("stand-in") == 3
+    assert capsys.readouterr().err.count("stand-in") == 3
 
 
 def test_glyphs_are_deterministic_distinct_and_inked():
@@ -186,7 +188,7 @@ def test_look_alikes_and_rotations_are_one_glyph_class(look_alikes):
 @pytest.mark.parametrize("name", sorted(datasets.STAND_IN_RATINGS))
 def test_the_ratings_stand_in_announces_itself_and_has_the_layout(tmp_path, capsys, name):
     data = load_ratings(name, tmp_path)
-    assert f"stand-in: low-rank ratings ({datasets.RATINGS[name]} not prepared)" in capsys.readouterr().out
+    assert f"stand-in: low-rank ratings ({datasets.RATINGS[name]} not prepared)" in capsys.readouterr().err
     settings = datasets.STAND_IN_RATINGS[name]
     assert not data.real and data.user.dtype == data.item.dtype == np.int32 and data.rating.dtype == np.float32
     assert data.user.max() < settings["users"] and data.item.max() < settings["items"]

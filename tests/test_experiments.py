@@ -19,7 +19,7 @@ def no_data(tmp_path, monkeypatch):
 
 def test_ratings_compare_all_methods_on_the_same_users(no_data, capsys):
     table = ratings.compare("smoke", 0)
-    assert "stand-in" in capsys.readouterr().out
+    assert "stand-in" in capsys.readouterr().err
     size = RATINGS["smoke"]
     assert set(table["method"]) == set(ratings.METHODS)
     assert len(table) == len(ratings.METHODS) * size.test_users * len(size.test_steps)
@@ -50,7 +50,7 @@ def test_the_simple_bars_are_what_they_say(no_data):
 
 def test_images_learn_more_than_chance_from_one_drawing(no_data, capsys):
     table, history = images.compare("smoke", 0)
-    assert "stand-in" in capsys.readouterr().out
+    assert "stand-in" in capsys.readouterr().err
     size = IMAGES["smoke"]
     assert len(history) == size.meta_steps * len(images.METHODS)
     final = table[table["step"] == images.Setting().inner_steps].groupby("method")["query"].mean()

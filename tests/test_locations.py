@@ -1,0 +1,93 @@
+"""One rule says where the data lie, whoever asks and from wherever."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amaml_core import locations
+from amaml_core.datasets import load_images, load_ratings
+from data_scripts import common
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.delenv("AMAML_DATA", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, ROOT / "data"),
+        ("", ROOT / "data"),
+        ("elsewhere/data", ROOT / "elsewhere" / "data"),
+        ("~/data", "HOME"),
+        ("/srv/data", Path("/srv/data")),
+    ],
+)
+def test_everyone_finds_the_same_folder_from_everywhere(home, monkeypatch, tmp_path, value, expected):
+    if value is not None:
+        monkeypatch.setenv("AMAML_DATA", value)
+    expected = home / "data" if expected == "HOME" else expected
+    for place in (ROOT, ROOT / "book", tmp_path):  # of the scripts, of the chapters, of somebody else
+        monkeypatch.chdir(place)
+        assert locations.data_root() == expected
+        assert common.data_folder() == expected and common.archive_folder() == expected / "archives"
+
+
+def test_the_makefile_asks_the_same_rule(home):
+    # The manifests that a run of the chapters depends on, as make sees them, for a value as a person writes it.
+    (home / "data" / "ml-100k").mkdir(parents=True)
+    (home / "data" / "ml-100k" / "manifest.json").touch()
+    show = "show:\n\t@echo $(DATA) $(INPUTS)\n"
+    command = ["make", "-f", "Makefile", "-f", "-", "show", f"PYTHON={sys.executable}", "AMAML_DATA=~/data"]
+    done = subprocess.run(command, cwd=ROOT, input=show, capture_output=True, text=True, env={**os.environ, "HOME": str(home)})
+    folder, *inputs = done.stdout.split()
+    assert folder == str(home / "data"), done.stderr
+    assert f"{folder}/ml-100k/manifest.json" in inputs
+
+
+def test_a_mirror_follows_the_rule_too(home, monkeypatch, tmp_path):
+    (home / "mirror").mkdir(parents=True)
+    monkeypatch.setenv("AMAML_MIRROR", "~/mirror")
+    assert common.mirror_folder() == home / "mirror"
+    monkeypatch.setenv("AMAML_MIRROR", "data_scripts")
+    monkeypatch.chdir(tmp_path)
+    assert common.mirror_folder() == ROOT / "data_scripts"
+    monkeypatch.delenv("AMAML_MIRROR")
+    assert common.mirror_folder() is None
+
+
+@pytest.fixture
+def installed(home, monkeypatch, tmp_path):
+    """The package in a folder that is no checkout."""
+    monkeypatch.setattr(locations, "__file__", str(tmp_path / "site-packages" / "amaml_core" / "locations.py"))
+
+
+def test_an_installed_package_has_no_folder_of_its_own(installed, monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="set AMAML_DATA"):
+        locations.data_root()
+    with pytest.raises(FileNotFoundError, match="set AMAML_DATA"):
+        load_ratings("ml-1m", allow_stand_in=False)
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path / "mine"))
+    assert locations.data_root() == tmp_path / "mine"
+    monkeypatch.setenv("AMAML_DATA", "mine")
+    with pytest.raises(ValueError, match="AMAML_DATA=mine must be an absolute path"):
+        load_ratings("ml-1m")
+
+
+def test_an_installed_package_loads_stand_ins(installed, capsys):
+    assert not load_ratings("ml-1m").real and not load_images("omniglot", stand_in_classes=5).real
+    assert capsys.readouterr().err.count("Using a stand-in") == 2
+
+
+def test_the_data_scripts_do_not_wait_for_torch():
+    code = "import sys, data_scripts.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
