@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchdiffeq", "numpy", "pandas")
+PACKAGES = ("torchdiffeq", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def new_record(experiment: str, configuration: Mapping, seed: int, figures: Mapp
     """A record of a result made here and now."""
     return Record(
         experiment, dict(configuration), seed, dict(figures), float(duration),
-        versions={"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        versions=versions(),
         machine=machine(), date=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit(),
     )  # fmt: skip
 
@@ -113,6 +113,12 @@ def write_beside(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on; torch's with its build, which its metadata may leave out."""
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), **packages}
 
 
 def machine() -> str:
