@@ -116,7 +116,7 @@ def write_beside(path: Path, content: bytes) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that results depend on; torch's with its build, which its metadata may leave out."""
+    """The versions of Python and of what results depend on; torch's with its build, which its metadata may leave out."""
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "torch": str(torch.__version__), **packages}
 

@@ -1,5 +1,7 @@
 """The chapters, the tools that run and render them, the rendered book and the README."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +29,13 @@ HTML = ROOT / "_build" / "html"
 @pytest.mark.parametrize("name", notebooks.names())
 def test_committed_notebook_is_clean_and_says_what_its_source_says(name):
     assert notebooks.problems(name) == []
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_checked_cells_print_the_same_at_every_profile_and_with_all_data(name):
+    if not notebooks.run_path(name, "smoke").is_file():
+        pytest.skip("the chapter has not been run; run `make notebooks`")
+    assert notebooks.compare(name, "smoke") == []
 
 
 def toc_pages():
@@ -122,6 +131,54 @@ def test_run_gives_the_profile_and_publish_makes_it_the_committed_notebook(chapt
     made = nbformat.read(notebooks.NOTEBOOKS / "one.ipynb", as_version=4)
     assert [output.text for output in made.cells[-1].outputs] == ["smoke 0\n"]
     assert notebooks.problems("one") == []
+
+
+CHECKED_CELL = ":tags: [nbval-check-output]\n\nimport sys\nprint(1)\nprint('a stand-in', profile, file=sys.stderr)\n1 + 1"
+
+
+def test_a_checked_cell_is_compared_but_for_its_standard_error(chapter):
+    chapter(CHECKED_CELL, "print(profile)")
+    notebooks.run("one", "book")
+    notebooks.publish("one", "book")
+    notebooks.run("one", "smoke")
+    assert notebooks.compare("one", "smoke") == []
+    path = notebooks.NOTEBOOKS / "one.ipynb"
+    path.write_text(path.read_text().replace('"1\\n"', '"2\\n"'))
+    assert notebooks.compare("one", "smoke") == [
+        "one: the checked cell 3 gave ['1\\n', '2'], but ['2\\n', '2'] in the committed notebook"
+    ]
+    chapter("print(profile)")
+    with pytest.raises(ValueError, match="the source has changed since it was run"):
+        notebooks.compare("one", "smoke")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("printed", "status"), [("1\n", 0), ("2\n", 1)])
+def test_nbval_compares_a_checked_cell_but_for_its_standard_error(chapter, foreign_kernel, tmp_path, printed, status):
+    chapter(CHECKED_CELL.removesuffix("\n1 + 1"))
+    committed("", printed)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "--nbval-lax", "--nbval-current-env", "book/one.ipynb"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+
+
+@pytest.fixture
+def foreign_kernel(tmp_path, monkeypatch):
+    """Another environment's kernel named ``python3``, before all others on the search path."""
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": [str(tmp_path / "no" / "python"), "-f", "{connection_file}"], "display_name": "x", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+
+def test_a_chapter_runs_in_the_python_that_runs_it(chapter, foreign_kernel):
+    chapter("import sys; print(sys.executable)")
+    notebooks.run("one", "smoke")
+    made = nbformat.read(notebooks.run_path("one", "smoke"), as_version=4)
+    assert made.cells[-1].outputs[0].text.strip() == sys.executable
 
 
 def test_a_failed_run_raises_and_leaves_no_run(chapter):

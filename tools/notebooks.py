@@ -4,6 +4,7 @@
     python -m tools.notebooks publish NAME --profile book   make that run the committed notebook
     python -m tools.notebooks sync [NAME ...]               text from the sources, outputs kept where the code is the same
     python -m tools.notebooks check [NAME ...]              is every notebook clean, and as its source says?
+    python -m tools.notebooks compare --profile smoke       do the checked cells of the runs print what they print in the notebooks?
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbformat import NotebookNode
+from traitlets import default
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "book" / "src"
@@ -30,6 +34,7 @@ PROFILES = ("smoke", "book", "full")
 CELL_TIMEOUT = {"smoke": 600, "book": 1800, "full": None}
 # What an execution leaves in the metadata of a cell, different every time.
 VOLATILE = ("papermill", "execution", "ExecuteTime", "collapsed", "scrolled", "jupyter")
+CHECKED = "nbval-check-output"  # the tag of cells that print the same at every profile and on every machine
 PARAMETERS = ('profile = os.environ.get("AMAML_PROFILE", "book")', "seed = 0")
 # An output that names these came from one machine or one process, and is different on the next.
 UNREPEATABLE = {
@@ -150,6 +155,14 @@ def _bad_parameters(source: NotebookNode) -> list[str]:
     return [f"its `parameters` cell lacks the line {line}" for line in PARAMETERS if line not in lines]
 
 
+class OwnKernel(AsyncKernelManager):
+    """Starts kernels of the Python that runs this, whatever kernels named ``python3`` are installed on the machine."""
+
+    @default("kernel_spec_manager")
+    def _own_specs(self) -> KernelSpecManager:
+        return KernelSpecManager(parent=self, kernel_dirs=[])  # with no folder to look in, the one of sys.executable is left
+
+
 def run(name: str, profile: str) -> None:
     """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
 
@@ -177,6 +190,7 @@ def run(name: str, profile: str) -> None:
                 made,
                 parameters={"profile": profile},
                 kernel_name="python3",
+                kernel_manager_class=OwnKernel,
                 cwd=NOTEBOOKS,
                 progress_bar=False,
                 execution_timeout=CELL_TIMEOUT[profile],
@@ -194,10 +208,43 @@ def publish(name: str, profile: str) -> None:
     Raises:
         ValueError: the source has changed since the run.
     """
+    write(_read_run(name, profile), NOTEBOOKS / f"{name}.ipynb")
+
+
+def compare(name: str, profile: str) -> list[str]:
+    """Where the checked cells of a run print something else than in the committed notebook; empty if nowhere.
+
+    Neither pictures are compared nor the standard error, where a stand-in announces itself.
+
+    Raises:
+        ValueError: the source has changed since the run, or since the committed notebook was made.
+    """
+    made, committed = _read_run(name, profile), nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    if changed := _differences(committed, made):
+        raise ValueError(f"{name}: the committed notebook {changed[0]}")
+    return [
+        f"{name}: the checked cell {number} gave {_told(cell)}, but {_told(wanted)} in the committed notebook"
+        for number, (cell, wanted) in enumerate(zip(made.cells, committed.cells, strict=True), start=1)
+        if CHECKED in cell.metadata.get("tags", []) and _told(cell) != _told(wanted)
+    ]
+
+
+def _told(cell: NotebookNode) -> list[str]:
+    """What a cell printed and showed, but for pictures."""
+    printed = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
+    return printed + [
+        str(value)
+        for output in cell.outputs
+        for kind, value in sorted(output.get("data", {}).items())
+        if not kind.startswith("image/")
+    ]
+
+
+def _read_run(name: str, profile: str) -> NotebookNode:
     made = nbformat.read(run_path(name, profile), as_version=4)
     if changed := _differences(made, clean(read_source(name))):
         raise ValueError(f"{name}: the source has changed since it was run, so run it again: the run {changed[0]}")
-    write(made, NOTEBOOKS / f"{name}.ipynb")
+    return made
 
 
 def sync(name: str) -> None:
@@ -233,7 +280,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "publish", "sync", "check"))
+    parser.add_argument("action", choices=("run", "publish", "sync", "check", "compare"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all by default")
     parser.add_argument("--profile", choices=PROFILES, default="smoke")
     args = parser.parse_args(arguments)
@@ -245,8 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
             sync(name)
         elif args.action == "publish":
             publish(name, args.profile)
-        elif args.action == "check":
-            for problem in problems(name):
+        elif args.action in ("check", "compare"):
+            for problem in problems(name) if args.action == "check" else compare(name, args.profile):
                 print(problem)
                 status = 1
         else:
