@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from .locations import checkout
+
 PACKAGES = ("torchdiffeq", "numpy", "pandas")
 
 
@@ -134,6 +136,8 @@ def machine() -> str:
 
 def commit() -> str:
     """The git commit of the code, with ``+`` if files were changed since; ``unknown`` outside a checkout."""
+    if checkout() is None:  # installed, perhaps into an environment within somebody else's repository
+        return "unknown"
     here = Path(__file__).parent
     try:
         name, changed = (

@@ -8,7 +8,7 @@ import torch
 
 from amaml_core import metrics
 from amaml_core.experiments import cells, images, ratings
-from amaml_core.profiles import IMAGES, RATINGS, check_profile
+from amaml_core.experiments.profiles import IMAGES, RATINGS, check_profile
 from amaml_core.records import read_record
 
 

@@ -11,9 +11,9 @@ from problems import regression, relative
 from amaml_core import AMAML, MAML, meta_gradient, metrics
 from amaml_core.experiments import cells as runs
 from amaml_core.experiments import ratings, ratings_gap
+from amaml_core.experiments.profiles import RATINGS
 from amaml_core.experiments.published import RATINGS_COLUMNS, RATINGS_TABLES
 from amaml_core.experiments.ratings_gap import GapSampler
-from amaml_core.profiles import RATINGS
 from amaml_core.records import new_record
 
 NAN = float("nan")

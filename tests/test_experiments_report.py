@@ -1,5 +1,9 @@
 """The report: its verdicts, its completeness, and that the committed file is what the records give."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -31,6 +35,24 @@ def test_what_diverged_in_all_runs_is_not_reproduced():
 
 def test_the_committed_report_is_what_the_records_give():
     assert report.REPORT.read_text() == report.content(report.rows())
+
+
+def test_an_evaluation_may_have_no_records_but_not_all_of_them(tmp_path):
+    folder = tmp_path / "results" / "full" / "ratings"
+    with pytest.raises(FileNotFoundError, match=r"there is no .*full: get the records back with git, or .*`make full`"):
+        read_records(folder)
+    folder.parent.mkdir(parents=True)
+    assert read_records(folder) == []
+
+
+@pytest.mark.slow
+def test_without_the_records_no_report_is_written(tmp_path):
+    shutil.copytree(report.ROOT / "amaml_core", tmp_path / "amaml_core", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "amaml_core.experiments.report"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and f"there is no {tmp_path / 'results' / 'full'}" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["amaml_core"]
 
 
 def test_every_published_number_has_one_row():

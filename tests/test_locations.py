@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amaml_core import locations
+from amaml_core import locations, records
 from amaml_core.datasets import load_images, load_ratings
 from data_scripts import common
 
@@ -81,6 +81,10 @@ def test_an_installed_package_has_no_folder_of_its_own(installed, monkeypatch, t
     monkeypatch.setenv("AMAML_DATA", "mine")
     with pytest.raises(ValueError, match="AMAML_DATA=mine must be an absolute path"):
         load_ratings("ml-1m")
+
+
+def test_an_installed_package_knows_no_commit(installed):
+    assert records.commit() == "unknown"
 
 
 def test_an_installed_package_loads_stand_ins(installed, capsys):

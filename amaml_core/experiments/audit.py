@@ -36,12 +36,12 @@ from ..chain import Chain, Kernel
 from ..evaluation import AdamAdaptation
 from ..flow import FixedStep, Tableau
 from ..methods.descent import PLAIN, batched, inner_field, make_chain, record
-from ..profiles import check_profile
 from ..samplers import PoolSampler, Standardisation, make_function_tasks
 from ..samplers.draws import uniform
 from ..tasks import Tasks
 from .cells import Cell, program, read_records
 from .memory import LiveBytes
+from .profiles import check_profile
 from .ratings import seeded
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "full" / "audit"

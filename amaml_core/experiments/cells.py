@@ -90,8 +90,15 @@ def run_cells(todo: list[tuple[Cell, Run, Path]], force: bool = False) -> list[P
 
 
 def read_records(folder: Path, pattern: str = "*.json", diverged: bool = False) -> list[Record]:
-    """The records of a folder in the order of their names, none if there is no folder: of the cells that came to an end, or
-    of those that ``diverged``."""
+    """The records of a folder in the order of their names: of the cells that came to an end, or of those that ``diverged``.
+
+    An evaluation that has not been run has no folder, and no records.
+
+    Raises:
+        FileNotFoundError: not even the folder that holds those of all evaluations is there.
+    """
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"there is no {folder.parent}: get the records back with git, or make them with `make full`")
     records = [read_record(path) for path in sorted(folder.glob(pattern))]
     return [record for record in records if ("diverged" in record.figures) == diverged]
 

@@ -27,11 +27,11 @@ import torch
 
 from .. import AMAML, FOMAML, IMAML, MAML, Checkpoint, Euler, GradientDescent, Problem, Reptile, meta_gradient
 from ..meta import Method
-from ..profiles import check_profile
 from ..samplers import CosMixture, make_function_tasks
 from ..tasks import Tasks
 from .cells import Cell, program, read_records
 from .memory import footprint
+from .profiles import check_profile
 from .ratings import seeded
 from .synthetic import loss, network
 from .timing import medians

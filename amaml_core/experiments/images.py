@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from .. import AMAML, FOMAML, MAML, Euler, Problem, evaluate, fit, metrics
 from ..datasets import ImageData, load_images
 from ..meta import Method
-from ..profiles import IMAGES, ImagesSize, check_profile
 from ..samplers import ImageSampler, split_classes
 from ..tasks import Tasks
 from ..training import FitResult
+from .profiles import IMAGES, ImagesSize, check_profile
 from .ratings import seeded
 
 METHODS = ("A-MAML", "MAML", "FOMAML")

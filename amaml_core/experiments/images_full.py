@@ -24,12 +24,12 @@ from ..datasets import load_images
 from ..flow import DivergenceError
 from ..meta import Method
 from ..problem import precision
-from ..profiles import check_profile
 from ..records import Record
 from ..samplers import ImageSampler, split_classes
 from ..tasks import Tasks
 from .cells import Cell, best_of, program
 from .images import network
+from .profiles import check_profile
 from .ratings import rounded, seeded
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "full" / "images_full"

@@ -21,11 +21,11 @@ from .. import AMAML, FOMAML, IMAML, MAML, Euler, GradientDescent, Problem, Rept
 from ..datasets import RatingData, load_ratings
 from ..flow import DivergenceError
 from ..meta import Method
-from ..profiles import RATINGS, RatingsSize, check_profile
 from ..records import Record
 from ..samplers import RatingSampler, RatingSplits, split_users
 from ..tasks import Tasks
 from .cells import Cell, best_of, program
+from .profiles import RATINGS, RatingsSize, check_profile
 from .published import RATINGS_TABLES
 
 METHODS = ("A-MAML", "iMAML", "MAML", "FOMAML", "Reptile")

@@ -24,12 +24,12 @@ from torch import Tensor
 from .. import evaluate, metrics
 from ..datasets import RatingData, load_ratings
 from ..evaluation import AdamAdaptation
-from ..profiles import RatingsSize, check_profile
 from ..records import Record
 from ..samplers import RatingSplits, split_users
 from ..tasks import Tasks
 from . import ratings
 from .cells import Cell, program
+from .profiles import RatingsSize, check_profile
 from .published import RATINGS_COLUMNS, RATINGS_TABLES
 
 METHODS = ("A-MAML", "FOMAML")
@@ -86,7 +86,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much a profile does: see :class:`amaml_core.profiles.RatingsSize`."""
+    """How much a profile does: see :class:`amaml_core.experiments.profiles.RatingsSize`."""
 
     train_users: int | None
     test_users: int

@@ -33,7 +33,6 @@ from .. import AMAML, FOMAML, IMAML, MAML, Euler, GradientDescent, Problem, Rept
 from ..evaluation import AdamAdaptation
 from ..flow import DivergenceError
 from ..meta import Method
-from ..profiles import check_profile
 from ..samplers import (
     Alpine,
     CosMixture,
@@ -47,6 +46,7 @@ from ..samplers.functions import Family
 from ..tasks import Tasks
 from . import published_curves
 from .cells import Cell, best_of, program, read_records
+from .profiles import check_profile
 from .ratings import seeded, without_unrolling
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "full" / "synthetic"

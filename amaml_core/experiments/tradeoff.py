@@ -56,10 +56,10 @@ from ..chain import Chain, Kernel
 from ..flow import DivergenceError, FixedStep
 from ..meta import Method
 from ..methods.descent import PLAIN, Descent, batched, descent_chain, inner_field, make_chain
-from ..profiles import check_profile
 from ..samplers import PoolSampler, make_function_pools
 from .cells import Cell, program, read_records
 from .memory import footprint
+from .profiles import check_profile
 from .ratings import seeded
 from .synthetic import Data, loss, network
 from .timing import medians
