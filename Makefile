@@ -12,7 +12,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test bench full data data-images html notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all bench full data data-images html notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -46,11 +46,17 @@ book: $(READY)  ## run every chapter at PROFILE and render the runs
 	$(SUBMAKE) rendered
 	@$(PY) -m tools.book report
 
-test: $(READY)  ## all chapters at smoke, the strict book, unit tests, committed outputs, style
+PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n $(JOBS) --dist loadfile -q
+
+test: $(READY)  ## unit tests, style, all chapters at smoke with their checked outputs, the strict book (minutes)
 	$(SUBMAKE) data
 	$(SUBMAKE) rendered PROFILE=smoke
-	AMAML_PROFILE=smoke $(PY) -m pytest -n $(JOBS) --dist loadfile -q \
-	  --nbval-lax --nbval-cell-timeout=600 tests amaml_core $(wildcard book/*.ipynb)
+	$(PYTEST) -m "not slow" tests amaml_core
+
+test-all: $(READY)  ## the slow tests too, and the committed notebooks run again as they are
+	$(SUBMAKE) data
+	$(SUBMAKE) rendered PROFILE=smoke
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests amaml_core $(wildcard book/*.ipynb)
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts

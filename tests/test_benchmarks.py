@@ -46,7 +46,13 @@ EXACT = [name for name, contender in CONTENDERS.items() if contender.exact and n
 CONV = [name for name in EXACT if not CONTENDERS[name].compiled or name == "jax scan checkpoint"]
 
 
-@pytest.mark.parametrize("name, network", [(n, "mlp") for n in EXACT] + [(n, "conv") for n in CONV])
+PAIRS = [(name, "mlp") for name in EXACT] + [(name, "conv") for name in CONV]
+
+
+@pytest.mark.parametrize(
+    "name, network",
+    [pytest.param(*pair, marks=pytest.mark.slow if CONTENDERS[pair[0]].compiled else ()) for pair in PAIRS],
+)
 def test_exact_contenders_agree_with_unrolled_autograd(name, network, references):
     if importlib.util.find_spec(NEEDS.get(name, "torch")) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
@@ -86,6 +92,7 @@ def test_the_gradient_is_that_of_the_mean_query_loss():
     assert unrolled(case)()[0] == pytest.approx(difference, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_measurement_makes_valid_rows_is_resumed_and_reported(tmp_path):
     arguments = ["--quick", "--seconds", "0", "--out", str(tmp_path), "--only", "B=5.* amaml$"]
     benchmark(arguments)

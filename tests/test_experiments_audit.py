@@ -214,6 +214,7 @@ def test_task_by_task_is_the_released_recipe_whatever_it_keeps():
     assert relative(adapted, plain.adapted) < 1e-12 and relative(found, plain.gradient) < 1e-12
 
 
+@pytest.mark.slow
 def test_the_kept_view_keeps_every_tasks_solution_alive():
     found = {b: audit.memory_figures(b, 12, seed=0) for b in (2, 4)}
     parameters = audit.make_problem().size
@@ -262,9 +263,13 @@ def test_pools_standardise_by_what_they_say():
         audit.pools("cosines", 2, 0)
 
 
-def test_all_cells_have_names_of_their_own_and_each_kind_runs_again_to_the_same_figures(tmp_path):
+def test_all_cells_have_names_of_their_own():
     full = audit.cells("full")
     assert len({c.name for c in full}) == len(full)
+
+
+@pytest.mark.slow
+def test_each_kind_of_cell_runs_again_to_the_same_figures(tmp_path):
     smoke = audit.cells("smoke")
     kinds = {c.experiment: c for c in smoke if c.settings.get("at") != "initial"}
     assert len(kinds) == 5
@@ -286,6 +291,7 @@ def test_an_unknown_training_setting_is_refused():
         audit.train("mine", audit.make_problem(), None, audit.SIZES["smoke"], 0)
 
 
+@pytest.mark.slow
 def test_here_gives_the_table_that_records_would(tmp_path):
     live = audit.here("gradient", "smoke", 0, formula="alpine", at="initial")
     (cell,) = (

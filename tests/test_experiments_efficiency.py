@@ -62,6 +62,7 @@ def test_times_are_medians_of_so_many_turns_with_their_range():
     assert len(found["load"]["before"]) == len(found["load"]["after"]) == 3
 
 
+@pytest.mark.slow
 def test_store_grows_by_one_state_a_step_maml_by_its_graph_and_first_order_by_a_number():
     few, many = (efficiency.live_bytes(tuple(METHODS), k, 0)["methods"] for k in (36, 64))
     growth = {name: (many[name]["peak"] - few[name]["peak"]) / 28 for name in METHODS}

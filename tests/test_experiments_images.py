@@ -108,6 +108,7 @@ def test_one_at_a_time_does_not_depend_on_the_other_query_images():
     assert not torch.allclose(together, first, rtol=0.1)  # among the others, an image has other batch statistics
 
 
+@pytest.mark.slow
 def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(tmp_path, monkeypatch):
     chosen = cell("FOMAML")
     whole = images_full.run(chosen, tmp_path / "whole")

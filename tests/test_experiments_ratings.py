@@ -179,6 +179,7 @@ def test_maml_is_trained_by_the_adjoint_of_its_steps_which_is_the_same_gradient(
     assert relative(meta_gradient(quick, problem, theta, tasks).gradient, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_compiled_training_is_eager_training_to_rounding(no_data):
     setting, size = ratings.Setting(), ratings.size_of("smoke")
     _, splits = ratings.load(setting, size, 0)

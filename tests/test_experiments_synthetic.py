@@ -137,6 +137,7 @@ def test_training_lowers_the_error_after_adaptation():
     assert trained[-1] < 0.7 * untrained[-1]
 
 
+@pytest.mark.slow
 def test_the_live_comparison_is_a_table_like_that_of_the_records():
     table = synthetic.compare("smoke", 0, (Data(shots=5), Data("alpine", d=1, shots=5)), ("MAML-1", UNTRAINED))
     assert set(table["protocol"]) == {"adam", "own"} and set(table["normaliser"]) == {"training", "task"}
@@ -260,6 +261,7 @@ def test_all_full_cells_have_names_of_their_own_and_cover_the_plan():
     assert len(synthetic.cells("full", seed=0)) < len(full)
 
 
+@pytest.mark.slow
 def test_cells_of_every_kind_run_repeat_and_are_read_back(tmp_path):
     chosen = {}
     for cell in synthetic.cells("smoke", 0):

@@ -225,6 +225,7 @@ def test_a_longer_run_begins_like_a_shorter_one():
     torch.testing.assert_close(tradeoff.train(FOMAML(0.05, 3), SMOKE, pool, 0, (2,))[2], found[2])
 
 
+@pytest.mark.slow
 def test_a_small_comparison_fills_all_tables_and_cells_leave_records(tmp_path):
     found = tradeoff.compare("smoke", 0)
     assert set(found["errors"]["group"]) == set(GROUPS)
@@ -257,6 +258,7 @@ def test_full_cells_have_names_of_their_own_and_three_seeds():
     assert Cell("tradeoff-training", {"profile": "full", "method": EXACT}, 2) in cells
 
 
+@pytest.mark.slow
 def test_recorded_gradients_of_the_untrained_network_come_out_again():
     lr, steps = SIZES["full"].cases[0]
     path = Cell("tradeoff", {"profile": "full", "inner_lr": lr, "steps": steps}, 0).path(tradeoff.RECORDS)

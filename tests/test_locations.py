@@ -48,7 +48,9 @@ def test_the_makefile_asks_the_same_rule(home):
     (home / "data" / "ml-100k" / "manifest.json").touch()
     show = "show:\n\t@echo $(DATA) $(INPUTS)\n"
     command = ["make", "-f", "Makefile", "-f", "-", "show", f"PYTHON={sys.executable}", "AMAML_DATA=~/data"]
-    done = subprocess.run(command, cwd=ROOT, input=show, capture_output=True, text=True, env={**os.environ, "HOME": str(home)})
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    environment["HOME"] = str(home)
+    done = subprocess.run(command, cwd=ROOT, input=show, capture_output=True, text=True, env=environment)
     folder, *inputs = done.stdout.split()
     assert folder == str(home / "data"), done.stderr
     assert f"{folder}/ml-100k/manifest.json" in inputs
