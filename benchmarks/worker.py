@@ -97,7 +97,10 @@ def prepare(task: dict) -> tuple[Callable[[], np.ndarray], dict]:
             answer["compile_seconds"] = time.perf_counter() - started
     else:
         contender.build(replace(case, steps=min(case.steps, 3)))()
-    answer["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES if name in sys.modules}
+    loaded = {name: sys.modules[name] for name in PACKAGES if name in sys.modules}
+    answer["versions"] = {  # a package's own word first: its metadata may leave out the build
+        name: str(getattr(module, "__version__", None) or importlib.metadata.version(name)) for name, module in loaded.items()
+    }
     return compute, answer
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import report, results
 from benchmarks.__main__ import main as benchmark
@@ -68,8 +69,6 @@ def test_approximate_contenders_are_near_and_not_exact(name, low, high, referenc
 
 
 def test_the_gradient_is_that_of_the_mean_query_loss():
-    import torch
-
     case = replace(CASES["mlp"], tasks=2)
     model, loss, data = torch_parts(case)
 
@@ -99,6 +98,7 @@ def test_a_measurement_makes_valid_rows_is_resumed_and_reported(tmp_path):
     (path,) = tmp_path.glob("*.csv")
     table = results.read(path)
     assert list(table.contender) == ["amaml"] and list(table.status) == ["ok"] and 0 < table.error[0] < 1e-4
+    assert f"torch={torch.__version__}" in table.versions[0].split()
     benchmark(arguments)
     assert results.read(path).equals(table)
     assert path.with_suffix(".md").exists() and list(tmp_path.glob("*.svg"))
