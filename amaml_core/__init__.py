@@ -1,10 +1,10 @@
 """Meta-gradients through long inner loops by adjoint methods: the code of the book *Adjoint Meta-Learning*."""
 
 from .adjoint import Backsolve, Checkpoint, Store
-from .evaluation import AdamAdaptation, evaluate
+from .evaluation import AdamAdaptation, adapt, evaluate
 from .flow import RK4, DivergenceError, Dopri5, Euler, Heun
 from .inner import InnerLoop
-from .meta import MetaGradient, meta_gradient
+from .meta import Diagnostics, MetaGradient, Pullback, meta_gradient
 from .methods import AMAML, FOMAML, IMAML, MAML, GradientDescent, HessianFree, Reptile
 from .problem import Problem
 from .tasks import Tasks
@@ -19,6 +19,7 @@ __all__ = [
     "AdamAdaptation",
     "Backsolve",
     "Checkpoint",
+    "Diagnostics",
     "DivergenceError",
     "Dopri5",
     "Euler",
@@ -29,9 +30,11 @@ __all__ = [
     "InnerLoop",
     "MetaGradient",
     "Problem",
+    "Pullback",
     "Reptile",
     "Store",
     "Tasks",
+    "adapt",
     "evaluate",
     "fit",
     "meta_gradient",

@@ -14,17 +14,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from .chain import Chain, Gradients
-from .flow import DivergenceError
+from .flow import DivergenceError, Stuck, adaptive_solve
+from .settings import count, positive
 
-# pullback(gradient at the adapted parameters (B, P)) -> gradient at theta (B, P)
-Pullback = Callable[[Tensor], Tensor]
 Sweep = Callable[[Tensor], Gradients]  # query gradient (B, P) -> gradients at t = 0
+
+
+class Memory(Protocol):
+    """What a memory strategy is. ``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``theta``, ``start``, ``forward``,
+    ``advance`` and ``backward``."""
+
+    def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
+        """Run the chain forward; return its last state (B, P) and the sweep back."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,28 +49,26 @@ class Store:
 
     def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
         """Run the chain forward; return its last state (B, P) and the sweep back."""
-        states = self._record(chain, 0, len(chain), chain.theta)
-        end = states[1]
-
-        def sweep(lam: Tensor) -> Gradients:
-            return _sweep_stored(chain, 0, states[0], end, chain.start(lam))
-
-        return end, sweep
-
-    def _record(self, chain: Chain, start: int, stop: int, u: Tensor) -> tuple[Tensor, Tensor]:
-        """States start ... stop - 1 in one preallocated tensor (n, B, P), and the exact state at ``stop``."""
-        device = u.device if self.device is None else torch.device(self.device)
-        trajectory = torch.empty(
-            (stop - start, *u.shape), dtype=self.dtype or u.dtype, device=device,
-            pin_memory=device.type == "cpu" and u.device.type == "cuda",
-        )  # fmt: skip
-        for k in range(start, stop):
-            trajectory[k - start].copy_(u, non_blocking=True)
-            u = chain.forward(k, u)
-        return trajectory, u
+        trajectory, end = record(chain, 0, len(chain), chain.theta, self.dtype, self.device)
+        return end, lambda lam: sweep_back(chain, 0, trajectory, end, chain.start(lam))
 
 
-def _sweep_stored(chain: Chain, start: int, trajectory: Tensor, end: Tensor, gradients: Gradients) -> Gradients:
+def record(
+    chain: Chain, start: int, stop: int, u: Tensor, dtype: torch.dtype | None = None, device: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """States start ... stop - 1 in one preallocated tensor (n, B, P), and the exact state at ``stop``, from ``u (B, P)`` at ``start``."""
+    place = u.device if device is None else torch.device(device)
+    trajectory = torch.empty(
+        (stop - start, *u.shape), dtype=dtype or u.dtype, device=place,
+        pin_memory=place.type == "cpu" and u.device.type == "cuda",
+    )  # fmt: skip
+    for k in range(start, stop):
+        trajectory[k - start].copy_(u, non_blocking=True)
+        u = chain.forward(k, u)
+    return trajectory, u
+
+
+def sweep_back(chain: Chain, start: int, trajectory: Tensor, end: Tensor, gradients: Gradients) -> Gradients:
     """From the state ``end`` back over the stored states (n, B, P), the first of which is number ``start``."""
     u_next = end
     for k in reversed(range(start, start + len(trajectory))):
@@ -94,63 +100,57 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.segments is not None and self.snapshots is not None:
             raise ValueError("Checkpoint takes segments or snapshots, not both")
-        for name, value in (("segments", self.segments), ("snapshots", self.snapshots)):
-            if value is not None and value < 1:
-                raise ValueError(f"Checkpoint needs {name} >= 1, not {value}")
+        for name in ("segments", "snapshots"):
+            if getattr(self, name) is not None:
+                count(self, name)
 
     def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
         """Run the chain forward; return its last state (B, P) and the sweep back."""
-        return self._revolve(chain) if self.snapshots is not None else self._segments(chain)
+        return self._segments(chain) if self.snapshots is None else _revolve(chain, self.snapshots)
 
     def _segments(self, chain: Chain) -> tuple[Tensor, Sweep]:
         steps = len(chain)
-        count = min(self.segments or math.ceil(math.sqrt(steps)), steps)
-        bounds = [steps * i // count for i in range(count + 1)]
-        kept = chain.theta.new_empty((count, *chain.theta.shape))  # (segments, B, P)
+        segments = min(self.segments or math.ceil(math.sqrt(steps)), steps)
+        bounds = [steps * i // segments for i in range(segments + 1)]
+        kept = chain.theta.new_empty((segments, *chain.theta.shape))  # (segments, B, P)
         end = chain.theta
         for i, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
             kept[i] = end
-            end = _forward(chain, start, stop, end)
+            end = chain.advance(start, stop, end)
 
         def sweep(lam: Tensor) -> Gradients:
             gradients = chain.start(lam)
-            for i in reversed(range(count)):
-                states, u = Store()._record(chain, bounds[i], bounds[i + 1], kept[i])
-                gradients = _sweep_stored(chain, bounds[i], states, u, gradients)
+            for i in reversed(range(segments)):
+                states, u = record(chain, bounds[i], bounds[i + 1], kept[i])
+                gradients = sweep_back(chain, bounds[i], states, u, gradients)
             return gradients
 
         return end, sweep
 
-    def _revolve(self, chain: Chain) -> tuple[Tensor, Sweep]:
-        # The forward solve already leaves the snapshots that the sweep will want first.
-        bounds = revolve_bounds(len(chain), self.snapshots)
-        kept, end = [], chain.theta
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            kept.append(end)
-            end = _forward(chain, start, stop, end)
 
-        def sweep(lam: Tensor) -> Gradients:
-            gradients = chain.start(lam)
-            for i in reversed(range(len(kept))):
-                gradients = descend(bounds[i], bounds[i + 1], kept[i], self.snapshots - i, gradients)
-            return gradients
+def _revolve(chain: Chain, snapshots: int) -> tuple[Tensor, Sweep]:
+    # The forward solve already leaves the snapshots that the sweep will want first.
+    bounds = revolve_bounds(len(chain), snapshots)
+    kept, end = [], chain.theta
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        kept.append((start, end))
+        end = chain.advance(start, stop, end)
 
-        def descend(start: int, stop: int, u: Tensor, free: int, gradients: Gradients) -> Gradients:
-            # ``u``, the state at ``start``, takes one of the ``free`` snapshots.
-            while stop - start > 1:
+    def sweep(lam: Tensor) -> Gradients:
+        gradients, waiting, stop = chain.start(lam), list(kept), len(chain)  # the states with their numbers, the last one on top
+        while waiting:
+            start, u = waiting[-1]
+            if stop - start > 1:
+                free = max(snapshots - len(waiting) + 1, 1)  # the state on top takes one of them
                 split = start + revolve_split(stop - start, free)
-                gradients = descend(split, stop, _forward(chain, start, split, u), max(free - 1, 1), gradients)
-                stop = split
-            u_next = chain.forward(start, u) if chain.kernel.continuous else u  # the discrete adjoint needs one end alone
-            return chain.backward(start, u, u_next, gradients)
+                waiting.append((split, chain.advance(start, split, u)))
+            else:
+                gradients = chain.backward(start, u, None, gradients)
+                stop = start
+                waiting.pop()
+        return gradients
 
-        return end, sweep
-
-
-def _forward(chain: Chain, start: int, stop: int, u: Tensor) -> Tensor:
-    for k in range(start, stop):
-        u = chain.forward(k, u)
-    return u
+    return end, sweep
 
 
 def revolve_split(steps: int, snapshots: int) -> int:
@@ -205,60 +205,52 @@ class Backsolve:
     max_steps: int = 500
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0 and self.atol > 0 and self.drift > 0):
-            raise ValueError(f"Backsolve needs rtol, atol and drift > 0, not {self}")
+        for name in ("rtol", "atol", "drift"):
+            positive(self, name)
+        count(self, "max_steps")
 
     def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
         """Run the chain forward; return its last state (B, P) and the sweep back along the reversed flow."""
-        end = _forward(chain, 0, len(chain), chain.theta)
+        end = chain.end()
         horizon = chain.step_sizes.sum().item()
 
-        def sweep(lam: Tensor) -> Gradients:
-            start, gradients, reached = self.reverse(chain, end, horizon, chain.start(lam))
-            error = (start - chain.theta).norm(dim=1) / (end - chain.theta).norm(dim=1).clamp(
-                min=torch.finfo(end.dtype).tiny
+        def refuse(what: str) -> DivergenceError:
+            return DivergenceError(
+                f"Backsolve cannot reverse the flow from the horizon T={horizon:g}: {what}. Use Store() or Checkpoint(), shorten the "
+                "horizon, or tighten rtol and atol"
             )
-            if reached > 0 or not (error <= self.drift).all():  # a NaN is no number <= drift either
-                worst = error.nan_to_num(nan=math.inf).max().item()
-                raise DivergenceError(
-                    f"Backsolve cannot reverse the flow from the horizon T={horizon:g}"
-                    + (
-                        f": it is stuck at t={reached:.3g}, where the reversed flow has become too steep. "
-                        if reached > 0
-                        else f": the reconstructed u(0) misses theta by {worst:.2g} of the distance travelled, "
-                        f"more than {self.drift:g}. "
-                    )
-                    + "Use Store() or Checkpoint(), shorten the horizon, or tighten rtol and atol"
+
+        def sweep(lam: Tensor) -> Gradients:
+            try:
+                start, gradients = self.reverse(chain, end, horizon, chain.start(lam))
+            except Stuck as stuck:
+                left = horizon - stuck.time
+                raise refuse(f"it is stuck at t={left:.3g}, where the reversed flow has become too steep ({stuck})") from None
+            distance = (end - chain.theta).norm(dim=1).clamp(min=torch.finfo(end.dtype).tiny)  # (B,)
+            worst = ((start - chain.theta).norm(dim=1) / distance).nan_to_num(nan=math.inf).max().item()
+            if worst > self.drift:
+                raise refuse(
+                    f"the reconstructed u(0) misses theta by {worst:.2g} of the distance travelled, more than {self.drift:g}"
                 )
             return gradients
 
         return end, sweep
 
-    def reverse(
-        self, chain: Chain, end: Tensor, horizon: float, gradients: Gradients
-    ) -> tuple[Tensor, Gradients, float]:
-        """Solve backward from ``end (B, P)``: the reconstructed u(0), the gradients, and the time at which it got stuck or 0."""
-        reached = [horizon]
+    def reverse(self, chain: Chain, end: Tensor, horizon: float, gradients: Gradients) -> tuple[Tensor, Gradients]:
+        """Solve backward from ``end (B, P)``: the reconstructed u(0), and the gradients there.
 
-        def backward(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            reached[0] = horizon - s.item()
+        Raises:
+            Stuck: the reversed flow cannot be followed to t = 0; its time runs from the horizon backward.
+        """
+        points, kernel = chain.points(0), chain.kernel
+
+        def backward(state: Tensor) -> Tensor:
             u, lam = state[0], state[1]
-            points = chain.points(0)
-            return (-chain.kernel.field(u, chain.theta, *points), *chain.kernel.field_vjp(u, chain.theta, *points, lam))
-
-        state = (end, gradients.lam, *(() if gradients.theta is None else (gradients.theta,)))
-        times = torch.tensor([0.0, horizon], dtype=torch.float64, device=end.device)
-        try:
-            solution = odeint(
-                backward,
-                state,
-                times,
-                rtol=self.rtol,
-                atol=self.atol,
-                method="dopri5",
-                options={"max_num_steps": self.max_steps},
+            return torch.stack(
+                [-kernel.field(u, chain.theta, *points), *kernel.field_vjp(u, chain.theta, *points, lam)]
             )
-        except AssertionError:  # torchdiffeq: underflow in dt, a state that is not finite, or too many steps
-            return torch.full_like(end, math.nan), gradients, max(reached[0], 1e-300)
-        last = [s[-1] for s in solution]
-        return last[0], Gradients(last[1], last[2] if len(last) > 2 else None), 0.0
+
+        state = torch.stack([end, gradients.lam, *([] if gradients.theta is None else [gradients.theta])])  # (2 or 3, B, P)
+        with torch.no_grad():
+            start, lam, *theta = adaptive_solve(backward, state, horizon, self.rtol, self.atol, self.max_steps)[0]
+        return start, Gradients(lam, *theta)

@@ -1,17 +1,21 @@
-"""Adaptation at test time: the error on each task after every requested number of steps."""
+"""Adaptation at test time: the adapted parameters, and the error on each task after every requested number of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .meta import Method
-from .methods.descent import descent_slope
-from .problem import Problem, check_theta, precision
+from .chain import Kernel, chain
+from .inner import InnerLoop
+from .meta import Method, chunk_size, outside_inference
+from .numerics import detached
+from .problem import Problem, check_theta
+from .settings import positive
 from .tasks import Tasks
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # prediction (B, n, ...), target (B, n, ...) -> error of each task (B,)
@@ -22,27 +26,49 @@ class AdamAdaptation:
     """Adaptation by Adam on the support loss, as the authors' released code does it at test time.
 
     Adam acts on each parameter alone, so one optimiser over ``u (B, P)`` is B independent optimisers.
+
+    >>> AdamAdaptation(lr=0.01)
+    AdamAdaptation(lr=0.01, weight_decay=0.0)
     """
 
     lr: float = 1e-3
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        positive(self, "lr")
+        positive(self, "weight_decay", or_zero=True)
+
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One Adam step ``u (B, P) -> u (B, P)``; the moments live in the returned function, so each call starts afresh."""
         u = torch.nn.Parameter(theta.detach().expand(len(tasks), -1).clone())
-        adam = torch.optim.Adam([u], lr=self.lr, weight_decay=self.weight_decay, fused=True)
-        slope = descent_slope(problem, u.detach(), tasks)
+        adam = torch.optim.Adam([u], lr=self.lr, fused=True)
+        decaying = chain(Kernel(problem, inner=InnerLoop(weight_decay=self.weight_decay)), theta, tasks, self.lr, 1)
 
         def step(current: Tensor) -> Tensor:
             u.data.copy_(current)
-            u.grad = slope(u.detach()).neg().contiguous()  # the fused kernel takes no other layout
+            u.grad = decaying.slope(u.detach()).neg().contiguous()  # the fused kernel takes no other layout
             adam.step()
             return u.detach().clone()
 
         return step
 
 
-@torch.no_grad()
+def adapt(method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
+    """The parameters (B, P) after ``steps`` steps of the method's own inner loop from ``theta (P,)``, without a graph.
+
+    Raises:
+        TypeError, ValueError: as :func:`evaluate`.
+
+    >>> from amaml_core import MAML
+    >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    >>> tasks = Tasks(*torch.ones(4, 3, 2, 1))  # B = 3 tasks
+    >>> adapt(MAML(lr=0.1), problem, problem.initial_parameters(), tasks, steps=20).shape
+    torch.Size([3, 2])
+    """
+    with detached(problem.tf32):
+        return torch.cat([u for _, _, _, u in _along(method, problem, theta, tasks, (steps,))])
+
+
 def evaluate(
     method: Method | AdamAdaptation,
     problem: Problem,
@@ -65,33 +91,50 @@ def evaluate(
         steps: numbers of inner steps after which to measure.
 
     Returns:
-        A tidy table with the columns ``task``, ``step``, ``support`` and ``query``: the error on both sets.
+        A tidy table with the columns ``task``, ``step``, ``support`` and ``query``: the error on both sets, NaN once the inner loop of
+        a task has diverged.
 
     Raises:
+        TypeError: steps are no integers.
         ValueError: ``steps`` is empty or negative, or theta and tasks do not fit the problem.
+
+    >>> from amaml_core import MAML, metrics
+    >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    >>> tasks = Tasks(*torch.ones(4, 3, 2, 1))
+    >>> table = evaluate(MAML(lr=0.1), problem, problem.initial_parameters(), tasks, metrics.rmse, steps=(0, 5))
+    >>> list(table.columns), len(table)
+    (['task', 'step', 'support', 'query'], 6)
     """
-    if not steps or min(steps) < 0:
-        raise ValueError(f"steps must hold at least one number, all of them >= 0, not {tuple(steps)}")
+    tables = []
+    with detached(problem.tf32):
+        for first, k, chunk, u in _along(method, problem, theta, tasks, steps):
+            lost = ~u.isfinite().all(1)  # (B,)
+            errors = {
+                name: metric(problem.predict(u, x), y).masked_fill(lost, torch.nan).cpu()  # (B,)
+                for name, (x, y) in (("support", chunk.support), ("query", chunk.query))
+            }
+            tables.append(pd.DataFrame({"task": range(first, first + len(chunk)), "step": k} | errors))
+    return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)
+
+
+def _along(
+    method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, steps: Sequence[int]
+) -> Iterator[tuple[int, int, Tasks, Tensor]]:
+    """For each chunk of tasks and each requested number of steps: the first task's number, the step, the chunk and ``u (B, P)``."""
+    try:
+        wanted = [operator.index(k) for k in steps]
+    except TypeError:
+        raise TypeError(f"steps must be whole numbers, not {steps!r}") from None
+    if not wanted or min(wanted) < 0:
+        raise ValueError(f"steps must hold at least one number, all of them >= 0, not {tuple(wanted)}")
     check_theta(problem, theta, tasks)
-    with precision(problem):
-        return _evaluate(method, problem, theta, tasks, metric, steps)
-
-
-def _evaluate(
-    method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, metric: Metric, steps: Sequence[int]
-) -> pd.DataFrame:
-    tables, first = [], 0
-    for chunk in tasks.split(problem.chunk_size):
-        numbers = range(first, first + len(chunk))
-        first += len(chunk)
+    theta, tasks = outside_inference(theta, tasks)
+    first = 0
+    for chunk in tasks.split(chunk_size(problem, tasks)):
         step = method.inner_step(problem, theta, chunk)
         u = theta.expand(len(chunk), -1)  # (P,) -> (B, P)
-        for k in range(max(steps) + 1):
+        for k in range(max(wanted) + 1):
             u = step(u) if k else u
-            if k in steps:
-                support = metric(problem.predict(u, chunk.support_x), chunk.support_y)  # (B,)
-                query = metric(problem.predict(u, chunk.query_x), chunk.query_y)  # (B,)
-                tables.append(
-                    pd.DataFrame({"task": numbers, "step": k, "support": support.cpu(), "query": query.cpu()})
-                )
-    return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)
+            if k in wanted:
+                yield first, k, chunk, u
+        first += len(chunk)

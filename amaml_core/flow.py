@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from .settings import count, positive
+
 Field = Callable[[Tensor], Tensor]  # u (B, P) -> du/dt (B, P)
 
 
@@ -34,6 +36,7 @@ class FixedStep:
     """A Runge-Kutta method with ``steps`` (K) equal steps. Use one of the subclasses, which name the method.
 
     Raises:
+        TypeError: ``steps`` is no integer.
         ValueError: ``steps`` < 1.
     """
 
@@ -42,8 +45,7 @@ class FixedStep:
     order: ClassVar[int]
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"{type(self).__name__} needs steps >= 1, not {self.steps}")
+        count(self, "steps")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class Dopri5:
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"Dopri5 needs positive tolerances, not rtol={self.rtol}, atol={self.atol}")
+        for name in ("rtol", "atol"):
+            positive(self, name)
+        count(self, "max_steps")
 
 
 def runge_kutta_step(tableau: Tableau, field: Field, u: Tensor, h: float | Tensor) -> Tensor:
@@ -129,25 +134,53 @@ class Grid(NamedTuple):
     evaluations: int
 
 
+class Stuck(DivergenceError):
+    """An adaptive solve cannot go on; ``time`` says how far it came."""
+
+    def __init__(self, time: float, reason: str) -> None:
+        super().__init__(reason)
+        self.time = time
+
+
 def adaptive_grid(solver: Dopri5, field: Field, u: Tensor, horizon: float) -> Grid:
     """The steps that torchdiffeq accepts from ``u (B, P)`` to the horizon.
 
     Replaying them with :func:`runge_kutta_step` gives the same states to rounding, and makes the discrete adjoint exact for
-    the steps that were taken. torchdiffeq steps past the horizon and interpolates back, unless told to stop there (``step_t``).
+    the steps that were taken.
 
     Raises:
         DivergenceError: the step size underflows, the state is not finite, or ``max_steps`` are not enough.
     """
-    recorder = _Recorder(field, solver.max_steps)
-    times = torch.tensor([0.0, horizon], dtype=torch.float64, device=u.device)
     try:
-        odeint(recorder, u, times, rtol=solver.rtol, atol=solver.atol, method="dopri5", options={"step_t": times[1:]})
-    except AssertionError as error:  # torchdiffeq's own words: underflow in dt, or non-finite values in state
+        return adaptive_solve(field, u, horizon, solver.rtol, solver.atol, solver.max_steps, land=True)[1]
+    except Stuck as stuck:
         raise DivergenceError(
-            f"Dopri5 stopped at t={sum(recorder.accepted):.3g} of {horizon}: {str(error).split(':')[0]}. The flow is too steep for "
-            "these tolerances or runs off to infinity; shorten the horizon"
+            f"Dopri5 stopped at t={stuck.time:.3g} of {horizon:g}: {stuck}. The flow is stiff, too steep for these tolerances, or runs "
+            "off to infinity. Loosen the tolerances, shorten the horizon, or raise max_steps"
         ) from None
-    return Grid(recorder.accepted, recorder.rejected, recorder.evaluations)
+
+
+def adaptive_solve(
+    field: Field, u: Tensor, horizon: float, rtol: float, atol: float, max_steps: int, land: bool = False
+) -> tuple[Tensor, Grid]:
+    """Solve ``du/dt = field(u)`` from ``u``, of any shape, to the horizon by torchdiffeq's dopri5: the end, and the steps taken.
+
+    torchdiffeq steps past the horizon and interpolates back, unless it shall ``land`` there. It checks by ``assert``, which
+    ``python -O`` takes out, so its call-backs check here.
+
+    Raises:
+        Stuck: the step size underflows, the state is not finite, or ``max_steps`` are not enough.
+    """
+    recorder = _Recorder(field, max_steps)
+    times = torch.tensor([0.0, horizon], dtype=torch.float64, device=u.device)
+    options = {"step_t": times[1:]} if land else {}
+    try:
+        end = odeint(recorder, u, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+    except AssertionError as error:  # torchdiffeq's own words: underflow in dt, or non-finite values in state
+        raise Stuck(sum(recorder.accepted), str(error).split(":")[0]) from None
+    if not end.isfinite().all():
+        raise Stuck(sum(recorder.accepted), "the state is not finite")
+    return end, Grid(recorder.accepted, recorder.rejected, recorder.evaluations)
 
 
 class _Recorder:
@@ -164,15 +197,14 @@ class _Recorder:
 
     def callback_accept_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
         self.accepted.append(h.item())
-        self._check(t)
+        self._check(t, h)
 
     def callback_reject_step(self, t: Tensor, u: Tensor, h: Tensor) -> None:
         self.rejected += 1
-        self._check(t)
+        self._check(t, h)
 
-    def _check(self, t: Tensor) -> None:
+    def _check(self, t: Tensor, h: Tensor) -> None:
         if len(self.accepted) + self.rejected >= self.max_steps:
-            raise DivergenceError(
-                f"Dopri5 needs more than max_steps={self.max_steps} steps (it is at t={t.item():.3g}): the flow is stiff. "
-                "Loosen the tolerances, shorten the horizon, or raise max_steps"
-            )
+            raise Stuck(t.item(), f"it needs more than max_steps={self.max_steps} steps")
+        if not t + h > t:  # neither is a NaN
+            raise Stuck(t.item(), "underflow in the step size")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .settings import positive
 from .tasks import Tasks
 
 
@@ -16,9 +17,12 @@ from .tasks import Tasks
 class InnerLoop:
     r"""Options of the inner loop. The adapted model follows :math:`-m\odot(\nabla L_\text{support}(u) + w u)`.
 
+    Two of them are equal if their values are, masks included.
+
     Args:
         weight_decay: w, the weight of :math:`\frac w2\|u\|^2` in the support loss.
-        mask: (P,), true where a parameter is adapted; the others keep theta's values (ANIL adapts the head alone).
+        mask: (P,), true where a parameter is adapted; the others keep theta's values, and still have a meta-gradient (ANIL adapts
+            the head alone, and trains all). What must not be trained either is frozen in the model, by ``requires_grad=False``.
         minibatch: support points in each step; ``None`` for all S. Step k uses row k of a schedule that is drawn once from
             ``seed``, the same for every task, so that the backward sweep replays exactly what the forward solve did.
         seed: of the minibatch schedule.
@@ -26,35 +30,59 @@ class InnerLoop:
             adjoint stays exact; the adjoint ODE of a clipped field has no symmetric Jacobian, and is refused.
 
     Raises:
-        ValueError: a negative weight decay, a minibatch < 1 or a clipping norm that is not positive.
+        ValueError: a negative weight decay, a mask that is not (P,) of true and false, a minibatch < 1 or a clipping norm that is
+            not positive.
+
+    >>> InnerLoop(mask=[True, False]) == InnerLoop(mask=torch.tensor([1, 0]))
+    True
     """
 
     weight_decay: float = 0.0
-    mask: Tensor | None = None
+    mask: Tensor | Sequence[bool] | None = None
     minibatch: int | None = None
     seed: int = 0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be >= 0, not {self.weight_decay}")
+        if self.mask is not None:
+            mask = torch.as_tensor(self.mask)
+            if mask.ndim != 1 or not ((mask == 0) | (mask == 1)).all():
+                raise ValueError(f"mask must be (P,), true or false for each parameter, not {tuple(mask.shape)} of {mask.dtype}")
+            object.__setattr__(self, "mask", mask.detach().bool())
         if self.minibatch is not None and self.minibatch < 1:
             raise ValueError(f"minibatch must be at least 1 or None, not {self.minibatch}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive or None, not {self.clip_norm}")
-
-    def slope(self, problem: Problem, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """du/dt (B, P) at ``u (B, P)`` for the points ``x, y (B, n, ...)``; differentiable where gradients are enabled."""
-        slope = -problem.gradient(u, x, y, create_graph=torch.is_grad_enabled())[1]
-        if self.weight_decay:
-            slope = slope - self.weight_decay * u
-        if self.mask is not None:
-            slope = slope * self.mask
         if self.clip_norm is not None:
-            norm = slope.square().sum(1, keepdim=True)  # (B, 1); the root of a zero gradient has no derivative
-            slope = torch.where(
-                norm > self.clip_norm**2, self.clip_norm * slope * norm.clamp(min=1e-300).rsqrt(), slope
-            )
+            positive(self, "clip_norm")
+
+    def _value(self) -> tuple:
+        mask = None if self.mask is None else self.mask.cpu().numpy().tobytes()
+        return self.weight_decay, mask, self.minibatch, self.seed, self.clip_norm
+
+    def __eq__(self, other: object) -> bool:
+        return self._value() == other._value() if isinstance(other, InnerLoop) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def slope(self, u: Tensor, gradient: Tensor, free: Tensor | None) -> Tensor:
+        """du/dt (B, P) at ``u (B, P)``, from the gradient (B, P) of the support loss.
+
+        Args:
+            free: (P,), false where the model's parameters are frozen; ``None`` where none is.
+        """
+        slope = -gradient
+        if self.weight_decay:
+            slope = slope - self.weight_decay * (u if free is None else u * free)
+        if self.mask is not None:
+            slope = slope * self.mask.to(u.device)
+        if self.clip_norm is not None:
+            square = slope.double().square().sum(1, keepdim=True)  # (B, 1); in double precision, where it cannot overflow
+            longer = square > self.clip_norm**2
+            # The root of a zero gradient has no derivative, so it is not taken there, not even where it is not used.
+            shrunk = (self.clip_norm * torch.where(longer, square, 1.0).rsqrt()).to(slope.dtype) * slope
+            slope = torch.where(longer, shrunk, slope)
         return slope
 
     def schedule(self, steps: int, tasks: Tasks) -> Tensor | None:

@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .adjoint import Pullback
 from .flow import DivergenceError
-from .problem import Problem, check_theta, precision
+from .numerics import detached
+from .problem import Problem, check_theta, not_finite
 from .tasks import Tasks
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnostics(Mapping):
+    """What a method did for a meta-gradient. Entries that do not apply are ``None``; as a mapping, it holds the others alone.
+
+    Attributes:
+        steps: inner steps.
+        gradient_evaluations: of the forward solve, for each task.
+        rejected: steps that an adaptive solver tried and did not take.
+        diverged: (B,), true where the inner loop left the finite numbers.
+        cg_residual: (B,), relative residuals of conjugate gradients.
+        indefinite: (B,), true where they met a curvature that is not positive.
+        horizon_gradient: (B,), d(query loss)/dT at fixed step ratios.
+        step_size_gradient: (B, K, G), d(query loss)/dh.
+
+    >>> Diagnostics(steps=5)["steps"]
+    5
+    """
+
+    steps: int | None = None
+    gradient_evaluations: int | None = None
+    rejected: int | None = None
+    diverged: Tensor | None = None
+    cg_residual: Tensor | None = None
+    indefinite: Tensor | None = None
+    horizon_gradient: Tensor | None = None
+    step_size_gradient: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in set(self):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.name for entry in fields(self) if getattr(self, entry.name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """The way back of an adaptation: gradients at the adapted parameters (B, P) -> gradients at theta (B, P).
+
+    Attributes:
+        run: does it, and also returns what was done, forward and backward.
+    """
+
+    run: Callable[[Tensor], tuple[Tensor, Diagnostics]]
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The gradients at theta (B, P) alone."""
+        return self.run(gradient)[0]
 
 
 class Method(Protocol):
     """What a method is: ``(problem, theta (P,), tasks) -> (adapted (B, P), pullback (B, P) -> (B, P))``.
 
-    ``stats`` is a dictionary that the method may fill with what it did. ``inner_step`` gives one step of its inner loop.
+    Any function may be the pullback; a :class:`Pullback` comes with :class:`Diagnostics`. ``inner_step`` gives one step of the method's
+    inner loop.
     """
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]: ...
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Callable[[Tensor], Tensor]]: ...
 
-    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks): ...
+    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -35,16 +89,15 @@ class MetaGradient:
         gradient: (P,), the mean over tasks.
         query_loss: (B,), at the adapted parameters.
         adapted: (B, P).
-        stats: what the method did: inner steps, gradient evaluations, residuals, ...
+        stats: what the method did; reads like a dictionary, too.
     """
 
     gradient: Tensor
     query_loss: Tensor
     adapted: Tensor
-    stats: dict = field(default_factory=dict)
+    stats: Diagnostics = field(default_factory=Diagnostics)
 
 
-@torch.no_grad()
 def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> MetaGradient:
     r"""The gradient of the mean query loss at the adapted parameters with respect to the initialisation.
 
@@ -59,20 +112,39 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
         tasks: B tasks, in theta's dtype and on theta's device.
 
     Raises:
-        ValueError: theta does not fit the model, or dtypes or devices differ.
-        DivergenceError: the inner loop of a task, or of every task where they may be skipped, is not finite.
+        TypeError: theta or tasks are of the wrong kind.
+        ValueError: theta does not fit the model, dtypes or devices differ, or what :class:`Problem` says of a first use.
+        DivergenceError: a task's adapted parameters, query loss or gradient are not finite, where they may not be skipped.
     """
     check_theta(problem, theta, tasks)
-    with precision(problem):
-        pieces = _of_chunks(method, problem, theta, tasks, problem.chunk_size or problem.fitting.get(len(tasks), len(tasks)))
-    gradients, query_losses, adapted, stats = zip(*pieces, strict=True)
-    stats = _join(stats)
-    return MetaGradient(
-        gradient=_mean(torch.cat(gradients), stats.get("diverged")),  # (B, P) -> (P,)
-        query_loss=torch.cat(query_losses),
-        adapted=torch.cat(adapted),
-        stats=stats,
-    )
+    with detached(problem.tf32):
+        theta, tasks = outside_inference(theta, tasks)
+        size = chunk_size(problem, tasks)
+        pieces = _of_chunks(method, problem, theta, tasks, size)
+        gradients, query_losses, adapted, stats = (list(parts) for parts in zip(*pieces, strict=True))
+        joined = _join(stats)
+        estimate = MetaGradient(
+            gradient=_mean(torch.cat(gradients), joined.diverged),  # (B, P) -> (P,)
+            query_loss=torch.cat(query_losses),
+            adapted=torch.cat(adapted),
+            stats=joined,
+        )
+    if reason := _failure(estimate, problem, theta, tasks):
+        raise DivergenceError(f"{reason} ({method!r})")
+    return estimate
+
+
+def outside_inference(theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tasks]:
+    """Copies of tensors that were made in inference mode, which autograd does not take."""
+    normal = lambda t: t.clone() if t.is_inference() else t  # noqa: E731
+    return normal(theta.detach()), Tasks(*map(normal, tasks.tensors)) if any(t.is_inference() for t in tasks.tensors) else tasks
+
+
+def chunk_size(problem: Problem, tasks: Tasks) -> int:
+    """How many of the tasks are handled at once."""
+    if problem.chunk_size == 1 or not problem.batches(tasks):
+        return 1
+    return problem.chunk_size or problem.fitting.get(len(tasks)) or len(tasks)
 
 
 def _mean(gradients: Tensor, diverged: Tensor | None) -> Tensor:
@@ -94,20 +166,45 @@ def _of_chunks(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, si
         if problem.chunk_size is not None or size == 1:
             raise
     # Outside the except block, whose exception keeps the frames and so the memory of the failed attempt alive.
-    problem.fitting[len(tasks)] = size // 2
+    problem.fitting.put(len(tasks), size // 2)
     return _of_chunks(method, problem, theta, tasks, size // 2)
 
 
-def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor, Tensor, dict]:
-    stats: dict = {}
-    adapted, pullback = method(problem, theta, tasks, stats)
-    query_loss, gradient = problem.query_loss_and_gradient(adapted, tasks)
-    return pullback(gradient), query_loss, adapted, stats
+def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple:
+    adapted, pullback = method(problem, theta, tasks)
+    query_loss, gradient = problem.losses_and_gradient(adapted, *tasks.query)
+    pulled, stats = pullback.run(gradient) if isinstance(pullback, Pullback) else (pullback(gradient), Diagnostics())
+    return pulled, query_loss, adapted, stats
 
 
-def _join(stats: tuple[dict, ...]) -> dict:
-    """One dictionary for all chunks: per-task tensors are joined, settings are the same in each."""
-    return {
-        key: torch.cat([s[key] for s in stats]) if isinstance(value, Tensor) else value
-        for key, value in stats[0].items()
-    }
+def _join(stats: list[Diagnostics]) -> Diagnostics:
+    """The diagnostics of all chunks as one: per-task tensors are joined, settings are the same in each."""
+    return Diagnostics(
+        **{
+            name: torch.cat([s[name] for s in stats]).detach() if isinstance(value, Tensor) else value
+            for name, value in stats[0].items()
+        }
+    )
+
+
+def _failure(estimate: MetaGradient, problem: Problem, theta: Tensor, tasks: Tasks) -> str | None:
+    """What is not finite in an estimate, the tasks that were skipped aside, and the likely cause; ``None`` if all is finite."""
+    skipped = estimate.stats.diverged
+    kept = torch.ones(len(tasks), dtype=torch.bool, device=theta.device) if skipped is None else ~skipped  # (B,)
+    lost = [(~values & kept).nonzero().flatten().tolist() for values in (estimate.adapted.isfinite().all(1), estimate.query_loss.isfinite())]
+    if not any(lost) and estimate.gradient.isfinite().all():
+        return None
+    if lost[0]:
+        what = f"the inner loop diverged for tasks {lost[0]} of the batch"
+        cause = "The inner step size is probably too large for the curvature of the support loss; lower it or take more steps"
+    elif lost[1]:
+        what = f"the query loss of tasks {lost[1]} is not finite although the adapted parameters are"
+        cause = "Check the loss for overflow, logarithms of zero or divisions by zero"
+    else:
+        what = "the meta-gradient is not finite although the query loss is"
+        cause = (
+            "The pullback overflowed: the inner loop amplifies perturbations (step size times negative curvature); shorten it or lower "
+            "its step size"
+        )
+    reason = not_finite(theta, tasks)
+    return f"{what}, because {reason}" if reason else f"{what}. {cause}"

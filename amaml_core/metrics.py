@@ -55,10 +55,18 @@ def nrmse(prediction: Tensor, target: Tensor, normaliser: Normaliser) -> Tensor:
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Share of points whose largest logit is the target class: ``(B, n, classes)`` and ``(B, n)`` -> ``(B,)``."""
+    """Share of points whose largest logit is the target class: ``(B, n, classes)`` and ``(B, n)`` -> ``(B,)``; NaN if a logit is.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> accuracy(torch.tensor([[[0.1, 0.9], [0.8, 0.2]]]), torch.tensor([[1, 1]]))
+    tensor([0.5000], dtype=torch.float64)
+    """
     if prediction.shape[:-1] != target.shape:
         raise ValueError(f"logits {tuple(prediction.shape)} do not fit class labels {tuple(target.shape)}")
-    return (prediction.argmax(-1) == target).double().mean(1)
+    lost = prediction.flatten(1).isnan().any(1)  # (B,); the largest of what is no number would be class 0
+    return (prediction.argmax(-1) == target).double().mean(1).masked_fill(lost, torch.nan)
 
 
 class Interval(NamedTuple):

@@ -1,47 +1,66 @@
 """A model and its loss as functions of flat parameters, batched over tasks.
 
-Everything in this package sees a model through four functions of the parameters ``u (B, P)`` of B tasks: the loss, its
-gradient, a Hessian-vector product, and the prediction. ``theta (P,)`` is the shared initialisation.
+Everything in this package sees a model through four functions of the parameters ``u (B, P)`` of B tasks and of points ``x, y (B, n,
+...)``: the prediction, the loss, its gradient, and a Hessian-vector product. ``theta (P,)`` is the shared initialisation.
 
 Where the derivative is taken matters. The loss of **one** task is vmapped over tasks, and ``torch.autograd`` differentiates
 the vmapped loss. ``torch.func.vjp`` or ``jvp`` *outside* ``vmap(grad(loss))`` return silently wrong Hessian-vector products
 for normalisation layers (PyTorch issue 186256); the tests hold every normalisation layer against finite differences.
+
+The model itself is never called. A call builds a twin of its modules that holds the parameters ``u`` and shares all else, so
+whatever a forward pass leaves behind is gone with the twin, and threads do not meet.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
+from torch.utils._pytree import tree_map
 
+from . import probe
+from .numerics import exact
+from .recent import Recent
 from .tasks import Tasks
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A learning problem: any ``nn.Module`` and a loss, as functions of flat parameters.
 
+    The model and the loss must be pure: equal inputs give equal results, and buffers stay as they are. That is tried out at the
+    first use of a shape, as is whether ``vmap`` over tasks computes what the tasks alone do; where it does not, tasks are run one by
+    one, with a warning. A parameter with ``requires_grad=False`` is frozen: it is never adapted, and its meta-gradient is zero.
+
     Args:
-        model: the network. Its own parameters are only read, never changed.
+        model: the network. It is read at every call, and never changed.
         loss: ``loss(prediction (n, ...), target (n, ...)) -> scalar`` of one task.
-        compile: compile the solver's steps (PyTorch's inductor); eager by default.
+        compile: compile the solver's steps (PyTorch's inductor); eager by default. In single precision on a CPU, tanh is then
+            computed by :func:`amaml_core.fast_tanh.rational_tanh`.
         chunk_size: how many tasks are handled at once; ``None`` for all. Small chunks save memory; for convolutions on a
             CPU a chunk of 1 is also the fastest.
-        trace: record the array operations of a solver's step once and replay them, see ``amaml_core.tracing``. The model and
-            the loss should be pure functions: what else they do (count, print) happens while they are traced, not at each step.
+        trace: replay the array operations of a solver's step instead of running the model, see ``amaml_core.tracing``.
+        trace_after: how many steps a shape must have taken before its step is traced, which costs as much as a hundred of them.
         tf32: let a GPU round the factors of float32 products to 10 bits, which is faster and less exact.
 
     Raises:
+        TypeError: ``model`` is no module, or ``loss`` cannot be called.
         ValueError: the model has no parameters, parameters that are not floating-point or that differ in dtype or device,
-            running batch statistics, or active dropout; or ``chunk_size`` < 1.
+            running batch statistics in training mode, or active dropout; or ``chunk_size`` < 1. At the first use of a shape: the
+            model or the loss is random, or changes buffers, or computes with other parameters than those it is given.
+
+    >>> problem = Problem(nn.Linear(2, 1), nn.functional.mse_loss)
+    >>> problem.initial_parameters().shape
+    torch.Size([3])
     """
 
     model: nn.Module
@@ -50,30 +69,59 @@ class Problem:
     chunk_size: int | None = None
     trace: bool = True
     tf32: bool = False
+    trace_after: int = 100
 
     def __post_init__(self) -> None:
-        check_model(self.model)
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(self.model).__name__}")
+        if not callable(self.loss):
+            raise TypeError(f"loss must be a function of (prediction, target), not {type(self.loss).__name__}")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 or None, not {self.chunk_size}")
+        check_model(self.model)
+
+    def __getstate__(self) -> dict:  # what was found out stays here, and is found out anew elsewhere
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: p.shape for name, p in self.model.named_parameters()}
+    def graphs(self) -> Recent:
+        """The traced steps; see ``amaml_core.tracing``."""
+        return Recent(32)
 
     @cached_property
-    def traces(self) -> dict:
-        """The graphs made so far; they live as long as the problem does."""
-        return {}
+    def findings(self) -> Recent[bool]:
+        """For shapes that were tried out, whether tasks may be batched; see ``amaml_core.probe``."""
+        return Recent(1024)
 
     @cached_property
-    def fitting(self) -> dict[int, int]:
+    def fitting(self) -> Recent[int]:
         """For a number of tasks, the size of the chunks that a GPU's memory was found to hold."""
-        return {}
+        return Recent(1024)
+
+    def warn_once(self, topic: str, message: str) -> None:
+        """A warning that comes once in the life of a problem."""
+        if self.findings.get(topic) is None:
+            self.findings.put(topic, True)
+            warnings.warn(message, stacklevel=2)
+
+    def forget(self) -> None:
+        """Drop what was traced and found out, after a change of the model or the loss that one step cannot show."""
+        for memory in (self.graphs, self.findings, self.fitting):
+            memory.drop()
 
     @property
     def size(self) -> int:
         """P, the number of parameters."""
-        return sum(math.prod(shape) for shape in self._shapes.values())
+        return sum(p.numel() for p in self.model.parameters())
+
+    def state(self, device: torch.device) -> tuple:
+        """What else than tensors and shapes a call depends on: modes of the modules, frozen parameters, autocast."""
+        kind = device.type
+        return (
+            tuple(module.training for module in self.model.modules()),
+            tuple(p.requires_grad for p in self.model.parameters()),
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        )
 
     def groups(self, count: int) -> Tensor | None:
         """The group (P,) of each parameter: its tensor's number in ``named_parameters()`` order; ``None`` for one group.
@@ -83,12 +131,17 @@ class Problem:
         """
         if count == 1:
             return None
-        sizes = [math.prod(shape) for shape in self._shapes.values()]
-        if count != len(sizes):
-            raise ValueError(f"{count} groups of step sizes do not fit the model's {len(sizes)} parameter tensors")
-        return torch.repeat_interleave(torch.arange(count), torch.tensor(sizes)).to(
-            next(self.model.parameters()).device
-        )
+        parameters = list(self.model.parameters())
+        if count != len(parameters):
+            raise ValueError(f"{count} groups of step sizes do not fit the model's {len(parameters)} parameter tensors")
+        return torch.cat([torch.full((p.numel(),), group, device=p.device) for group, p in enumerate(parameters)])
+
+    def free(self) -> Tensor | None:
+        """(P,), true where a parameter is not frozen; ``None`` where none is."""
+        parameters = list(self.model.parameters())
+        if all(p.requires_grad for p in parameters):
+            return None
+        return torch.cat([torch.full((p.numel(),), p.requires_grad, device=p.device) for p in parameters])
 
     def initial_parameters(self) -> Tensor:
         """The model's own parameters, flat, detached: ``theta (P,)`` in ``named_parameters()`` order."""
@@ -96,90 +149,117 @@ class Problem:
 
     def predict(self, u: Tensor, x: Tensor) -> Tensor:
         """Predictions ``(B, n, ...)`` of B models ``u (B, P)`` at inputs ``x (B, n, ...)``."""
-        return self._map(self._predict_one, u, x)
+        return self._map(self.predict_one, u, x)
 
-    def support_loss(self, u: Tensor, tasks: Tasks) -> Tensor:
-        """Support losses ``(B,)`` at ``u (B, P)``; differentiable."""
-        return self._map(self._loss_one, u, tasks.support_x, tasks.support_y)
+    def losses(self, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` at ``u (B, P)``; differentiable."""
+        return self._map(self.loss_one, u, x, y)
 
-    def query_loss(self, u: Tensor, tasks: Tasks) -> Tensor:
-        """Query losses ``(B,)`` at ``u (B, P)``; differentiable."""
-        return self._map(self._loss_one, u, tasks.query_x, tasks.query_y)
+    def gradient(self, u: Tensor, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+        """Gradients ``(B, P)`` of the losses; differentiable in ``u`` if ``create_graph``."""
+        return self.losses_and_gradient(u, x, y, create_graph)[1]
 
-    def support_gradient(self, u: Tensor, tasks: Tasks, create_graph: bool = False) -> Tensor:
-        """Gradients ``(B, P)`` of the support losses; differentiable in ``u`` if ``create_graph``."""
-        return self.gradient(u, tasks.support_x, tasks.support_y, create_graph)[1]
-
-    def gradient(self, u: Tensor, x: Tensor, y: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` and their gradients ``(B, P)``, from one forward pass."""
+    def losses_and_gradient(self, u: Tensor, x: Tensor, y: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        """Losses ``(B,)``, detached, and their gradients ``(B, P)``, from one forward pass."""
         with torch.enable_grad():
             if not (create_graph and u.requires_grad):
                 u = u.detach().requires_grad_()
-            values = self._map(self._loss_one, u, x, y)  # (B,)
+            values = self.losses(u, x, y)
             # Task b's loss depends on u[b] alone, so the gradient of the sum holds every task's own gradient.
             (gradient,) = torch.autograd.grad(values.sum(), u, create_graph=create_graph)  # (B, P)
         return values.detach(), gradient
 
-    def query_gradient(self, u: Tensor, tasks: Tasks) -> Tensor:
-        """Gradients ``(B, P)`` of the query losses."""
-        return self.query_loss_and_gradient(u, tasks)[1]
+    def hvp(self, u: Tensor, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Hessian-vector products ``(B, P)``: row b is the Hessian of task b's loss at ``u[b]``, times ``v[b]``."""
+        return self.hessian(u, x, y)(v)
 
-    def query_loss_and_gradient(self, u: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
-        """Query losses ``(B,)`` and their gradients ``(B, P)``, from one forward pass."""
-        return self.gradient(u, tasks.query_x, tasks.query_y)
-
-    def support_hvp(self, u: Tensor, tasks: Tasks, v: Tensor) -> Tensor:
-        """Hessian-vector products ``(B, P)``: row b is the Hessian of task b's support loss at ``u[b]``, times ``v[b]``."""
+    def hessian(self, u: Tensor, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """The function ``v (B, P) -> hvp(u, x, y, v)`` for many ``v``: the gradient is computed once, and its graph kept."""
         u = u.detach().requires_grad_()
-        gradient = self.support_gradient(u, tasks, create_graph=True)
+        gradient = self.gradient(u, x, y, create_graph=True)
         if not gradient.requires_grad:  # a loss linear in u has a constant gradient and no graph
-            return torch.zeros_like(u)
-        return torch.autograd.grad(gradient, u, v, materialize_grads=True)[0]
+            return torch.zeros_like
+        return lambda v: torch.autograd.grad(gradient, u, v, retain_graph=True, materialize_grads=True)[0]
 
-    def _predict_one(self, u: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, self._unflatten(u), (x,))
+    def predict_one(self, u: Tensor, x: Tensor, replaced: dict[int, Any] | None = None) -> Any:
+        """The prediction of one model ``u (P,)`` for ``x (n, ...)``; ``replaced`` maps ids of more tensors to what stands for them."""
+        parameters = list(self.model.parameters())
+        pieces = u.split([p.numel() for p in parameters])  # (P,) -> one piece for each parameter
+        held = {
+            id(p): (piece if p.requires_grad else piece.detach()).view(p.shape)
+            for p, piece in zip(parameters, pieces, strict=True)
+        }
+        return self.twin(held | (replaced or {}))(x)
 
-    def _loss_one(self, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        value = self.loss(self._predict_one(u, x), y)
-        if value.ndim:
-            raise ValueError(
-                f"loss(prediction, target) must return a scalar, but returned shape {tuple(value.shape)}; "
-                "average or sum over the points of the task"
-            )
-        return value
+    def loss_one(self, u: Tensor, x: Tensor, y: Tensor, replaced: dict[int, Any] | None = None) -> Tensor:
+        """The loss of one model ``u (P,)`` for ``x, y (n, ...)``."""
+        return check_loss(self.loss(self.predict_one(u, x, replaced), y))
 
-    def _unflatten(self, u: Tensor) -> dict[str, Tensor]:
-        pieces = u.split([math.prod(shape) for shape in self._shapes.values()])  # (P,) -> one piece for each parameter
-        return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
+    def twin(self, held: dict[int, Any] | None = None) -> nn.Module:
+        """A copy of the model's tree of modules. What ``held`` names by its id is replaced wherever a module holds it: as a
+        parameter, a buffer, an attribute, in a list or a dictionary. All else is shared."""
+        modules = list(self.model.modules())
+        blank = {id(module): object.__new__(type(module)) for module in modules}
+        held = (held or {}) | blank
+        for module in modules:
+            vars(blank[id(module)]).update({name: _replace(value, held) for name, value in vars(module).items()})
+        return blank[id(self.model)]
 
-    def _map(self, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    def batches(self, tasks: Tasks) -> bool:
+        """Whether these tasks may be run as a batch; tried out at the first use of a shape.
+
+        Raises:
+            ValueError: as :class:`Problem` says.
+        """
+        u = self.initial_parameters().to(tasks.support_x.device).expand(len(tasks), -1)
+        return all([probe.batches(self, self.loss_one, u, *points) for points in (tasks.support, tasks.query)])
+
+    def _map(self, function: Callable[..., Any], u: Tensor, *points: Tensor) -> Any:
         """``function`` of one task, over the task axis, at most ``chunk_size`` tasks at once."""
-        size = self.chunk_size or arguments[0].shape[0]
-        chunks = zip(*(argument.split(size) for argument in arguments), strict=True)
-        results = [
-            # One task alone needs no batching rules: faster, and any module works.
-            function(*(a[0] for a in chunk)).unsqueeze(0) if len(chunk[0]) == 1 else vmap(function)(*chunk)
-            for chunk in chunks
-        ]
-        return results[0] if len(results) == 1 else torch.cat(results)
+        tried = (u[:1], *(t[:1] for t in points)) if self.chunk_size == 1 else (u, *points)
+        size = (self.chunk_size or len(u)) if probe.batches(self, function, *tried) else 1
+        with exact(self.tf32):
+            results = [
+                # One task alone needs no batching rules: faster, and any module works.
+                tree_map(lambda t: t.unsqueeze(0), function(*(a[0] for a in chunk)))
+                if len(chunk[0]) == 1
+                else vmap(function)(*chunk)
+                for chunk in zip(*(argument.split(size) for argument in (u, *points)), strict=True)
+            ]
+        return results[0] if len(results) == 1 else tree_map(lambda *parts: torch.cat(parts), *results)
 
 
-@contextmanager
-def precision(problem: Problem) -> Iterator[None]:
-    """Allow TF32 on a GPU for as long as this lasts if ``problem.tf32``, forbid it otherwise (PyTorch allows it in places)."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = problem.tf32
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+def _replace(value: Any, held: dict[int, Any]) -> Any:
+    if isinstance(value, dict) and value:
+        copy = value.copy()
+        copy.update({key: held[id(entry)] for key, entry in value.items() if id(entry) in held})
+        return copy
+    if isinstance(value, list):
+        return [held.get(id(entry), entry) for entry in value]
+    if isinstance(value, types.MethodType) and id(value.__self__) in held:
+        return types.MethodType(value.__func__, held[id(value.__self__)])
+    return held.get(id(value), value)
+
+
+def check_loss(value: Any) -> Tensor:
+    """Refuse a loss that has no gradient."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"loss(prediction, target) must return a scalar tensor, but returned a {type(value).__name__}; "
+            "pick the entry to minimise, and do not convert it to a number"
+        )
+    if value.ndim:
+        raise ValueError(
+            f"loss(prediction, target) must return a scalar, but returned shape {tuple(value.shape)}; "
+            "average or sum over the points of the task"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"loss(prediction, target) must return a floating-point tensor, but returned {value.dtype}")
+    return value
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse, with a reason and a way out, what flat batched parameters cannot represent (see :class:`Problem`)."""
+    """Refuse, with a reason and a way out, what can be seen at once to be no pure function of flat parameters (see :class:`Problem`)."""
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError("the model has no parameters to adapt")
@@ -195,10 +275,11 @@ def check_model(model: nn.Module) -> None:
                 f"the model's parameters differ in {what} ({', '.join(sorted(seen))}); move them with model.to(...)"
             )
     for name, module in model.named_modules():
-        if getattr(module, "running_mean", None) is not None:
+        if module.training and getattr(module, "running_mean", None) is not None:
             raise ValueError(
                 f"layer {name or 'model'!r} ({type(module).__name__}) keeps running statistics, which every inner step would "
-                "change; build it with track_running_stats=False, so that each task uses the statistics of its own batch"
+                "change; build it with track_running_stats=False, so that each task uses the statistics of its own batch, or "
+                "call model.eval() to use those it has"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(
@@ -211,8 +292,13 @@ def check_theta(problem: Problem, theta: Tensor, tasks: Tasks) -> None:
     """Refuse an initialisation that does not fit the model, or tasks in another precision or on another device.
 
     Raises:
+        TypeError: ``theta`` is no tensor, ``tasks`` are no :class:`Tasks`.
         ValueError: ``theta`` is not ``(P,)``, or dtypes or devices of theta and tasks differ.
     """
+    if not isinstance(theta, Tensor) or not isinstance(tasks, Tasks):
+        raise TypeError(
+            f"theta must be a tensor and tasks a Tasks, not {type(theta).__name__} and {type(tasks).__name__}"
+        )
     if theta.shape != (problem.size,):
         raise ValueError(
             f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)"
@@ -221,9 +307,19 @@ def check_theta(problem: Problem, theta: Tensor, tasks: Tasks) -> None:
         raise ValueError(
             f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)"
         )
-    for name in ("support_x", "support_y", "query_x", "query_y"):
-        tensor = getattr(tasks, name)
+    for name, tensor in vars(tasks).items():
         if tensor.is_floating_point() and tensor.dtype != theta.dtype:
             raise ValueError(
                 f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)"
             )
+
+
+def not_finite(theta: Tensor, tasks: Tasks) -> str | None:
+    """Which of the given tensors holds NaN or infinity, in words; ``None`` if none does."""
+    if not theta.isfinite().all():
+        return "theta is not finite"
+    for name, tensor in vars(tasks).items():
+        lost = ~tensor.isfinite().flatten(1).all(1)  # (B,)
+        if lost.any():
+            return f"tasks.{name} holds NaN or infinity for tasks {lost.nonzero().flatten().tolist()}"
+    return None

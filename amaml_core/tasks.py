@@ -49,9 +49,19 @@ class Tasks:
             raise ValueError(f"the tensors of Tasks live on different devices: {devices}")
 
     @property
+    def support(self) -> tuple[Tensor, Tensor]:
+        """``(support_x, support_y)``, the points to adapt to."""
+        return self.support_x, self.support_y
+
+    @property
+    def query(self) -> tuple[Tensor, Tensor]:
+        """``(query_x, query_y)``, the points to judge by."""
+        return self.query_x, self.query_y
+
+    @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``(support_x, support_y, query_x, query_y)``."""
-        return self.support_x, self.support_y, self.query_x, self.query_y
+        return *self.support, *self.query
 
     def __len__(self) -> int:
         return self.support_x.shape[0]

@@ -1,96 +1,127 @@
 """Traced steps: the array operations of a solver step and of its adjoint, without the layers of Python above them.
 
-A step runs a model through ``functional_call``, ``vmap`` and ``torch.autograd.grad``. For a small network these layers cost more
-than the arithmetic. Tracing runs through them once for each shape, on tensors without data, and records the plain operations that
-come out, derivatives included. From then on the recorded graph runs in place of the step, without autograd, or its compiled
-form does (``Problem(compile=True)``). Chapter "From equations to GPU code" measures what both are worth.
+A step runs a model through ``vmap`` and ``torch.autograd.grad``. For a small network these layers cost more than the arithmetic.
+Tracing runs through them once for each shape, on tensors without data, and records the plain operations that come out, derivatives
+included. From then on the recorded graph runs in place of the step, without autograd, or its compiled form does
+(``Problem(compile=True)``). Chapter "From equations to GPU code" measures what both are worth. A trace costs as much as a hundred
+steps or more, so a shape is traced when it has taken as many before; compiled, at once.
 
 A model that decides by the values of its data cannot be traced, and runs as it is. What a trace cannot see is that the model or
-the loss is *changed* afterwards. So every solve compares the first traced step of one task with the model's own, and traces anew if
-they differ.
+the loss is *changed* afterwards. So every solve compares the slope that the trace gives with the model's own, for one task, and away
+from theta. Where they differ, the trace is dropped. A change that leaves this slope as it is goes unnoticed: ``problem.forget()``.
 """
 
 from __future__ import annotations
 
-import warnings
+import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .chain import Kernel, Traced
-from .problem import Problem
+from .fast_tanh import rational_tanh
+from .numerics import exact
+
+if TYPE_CHECKING:
+    from .chain import Kernel
 
 aten = torch.ops.aten
+_tracing = threading.RLock()  # the tracer and the compiler are not made for several threads
+CHANGES = 3  # a function that was found changed so often is not traced any more
 
 
-def trace(
-    problem: Problem, key: tuple, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor, back: bool = True
-) -> Traced | None:
-    """The kernel traced, and compiled if ``problem.compile``, for the shapes of these inputs; from the cache if it is still true.
+@dataclass
+class Seen:
+    """What is known of a kernel for one shape: how many steps it took before the present solve, the graphs of its functions (``None`` for
+    one that cannot be traced), and how often it was found changed."""
+
+    before: int = 0
+    steps: int = 0
+    graphs: dict[str, Callable[..., list[Tensor]] | None] = field(default_factory=dict)
+    changes: int = 0
+
+
+def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> Callable:
+    """A function of the kernel, for one solve: traced if the shape is worth it and can be traced, else as it is.
 
     Args:
-        problem: whose model the kernel runs; it keeps the graphs.
-        key: what else the kernel depends on, hashable.
-        kernel: what to trace.
+        kernel: whose problem keeps the graphs.
+        name: ``"field"``, ``"step"`` or ``"back"``, the last after one of the others in the same solve, whose trace is compared.
+        steps: that this solve takes.
         theta: (B, P). h: (1, G). x, y: (B, n, ...).
-        back: trace the way back too.
-
-    Returns:
-        The traced step and adjoint, or ``None`` where the model cannot be traced or compiled (with a warning if it was to be
-        compiled).
     """
-    key = (key, back, *((t.shape, t.dtype, t.device) for t in (theta, h, x, y)))
-    if key in problem.traces and problem.traces[key] is None:
-        return None
-    with torch.no_grad():
-        found = problem.traces.get(key)
-        if found is None or not _still_true(found, kernel, theta, h, x, y):
-            try:
-                found = _trace(problem, kernel, theta, h, x, y, back)
-            except Exception as error:  # tracing runs the user's model, and the compiler may fail in its own ways
-                found = None
-                if problem.compile:
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    warnings.warn(f"the inner step cannot be compiled and runs eagerly: {reason}", stacklevel=2)
-            problem.traces[key] = found
-    return found
+    problem, own = kernel.problem, getattr(kernel, name)
+    if not (problem.trace or problem.compile):
+        return own
+    tensors = tuple((t.shape, t.dtype, t.device) for t in (theta, h, x, y))
+    key = (kernel, tensors, problem.state(theta.device), torch.is_inference_mode_enabled())
+    if (seen := problem.graphs.get(key)) is None:
+        problem.graphs.put(key, seen := Seen())
+    if name != "back":
+        seen.before, seen.steps = seen.steps, seen.steps + steps
+    if (seen.before < problem.trace_after and not problem.compile) or seen.changes >= CHANGES or seen.graphs.get(name, own) is None:
+        return own
+    with torch.no_grad(), exact(problem.tf32):
+        graph = seen.graphs.get(name)
+        if graph is None or name != "back":
+            trial = _Trial(kernel, theta, h, x, y)
+        if graph is not None and name != "back" and not trial.agrees(name, graph):
+            problem.graphs.put(key, seen := Seen(0, steps, changes=seen.changes + 1))
+            if not problem.compile:
+                return own
+            graph = None
+        if graph is None:
+            with _tracing:
+                graph = seen.graphs[name] = _trace(problem.compile, trial, name)
+    if graph is None:
+        return own
+    return graph if name == "back" else lambda *given: graph(*given)[0]
 
 
-def _still_true(found: Traced, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> bool:
-    one = slice(0, 1)
-    expected = kernel.step(theta[one], theta[one], h, x[one], y[one])  # (1, P)
-    return _agree(found.step(theta, theta, h, x, y)[one], expected, kernel.rest(theta[one]))
+class _Trial:
+    """Inputs at which a graph and the kernel's own functions are compared: away from theta, where a term may be flat, and with a step
+    that is neither lost in rounding nor far from where it starts."""
 
+    def __init__(self, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> None:
+        self.kernel, one = kernel, slice(0, 1)
+        scale = theta.square().mean().sqrt()
+        away = (torch.arange(theta.shape[1], device=theta.device) + 1.0).cos().to(theta)  # (P,)
+        self.u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * away  # (B, P)
+        self.first = (self.u[one], theta[one], x[one], y[one])
+        self.slope = kernel.field(*self.first)  # (1, P)
+        size = 0.03 * self.u[0].norm() / self.slope.norm()
+        self.h = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
+        self.given = {
+            "field": (self.u, theta, x, y),
+            "step": (self.u, theta, self.h, x, y),
+        }
 
-class _Different(ArithmeticError):
-    """A traced step does not compute what the model computes."""
+    def agrees(self, name: str, graph: Callable[..., list[Tensor]]) -> bool:
+        """Whether the graph gives the first task what the kernel gives it."""
+        u, theta, x, y = self.first
+        found, start = graph(*self.given[name])[0][:1], u if name == "step" else torch.zeros_like(u)
+        if name == "field":
+            own = self.slope
+        elif len(self.kernel.tableau.b) == 1 and self.kernel.groups == 1:
+            own = u + self.h * self.slope
+        else:
+            own = self.kernel.step(u, theta, self.h, x, y)
+        return _agree(found, own, start)
 
-
-def _trace(problem: Problem, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor, back: bool) -> Traced:
-    make = _compile if problem.compile else _interpret
-    if theta.is_cuda:
-        make = partial(_capture, make)
-    step = make(kernel.step, theta, theta, h, x, y)
-    step_back = None
-    end, lam = kernel.step(theta, theta, h, x, y), theta.sin()  # any direction does
-    if back:
-        sizes = h.expand(len(theta), -1) if kernel.sensitivities else h
-        inputs = (theta, end, theta, sizes, x, y, lam)
-        step_back = make(kernel.back, *inputs)
-    same = [_agree(step(theta, theta, h, x, y)[0], end, kernel.rest(theta))]
-    if back:
-        same += [
-            _agree(mine, own, lam if own.shape == lam.shape else torch.zeros_like(own))
-            for mine, own in zip(step_back(*inputs), kernel.back(*inputs), strict=True)
-        ]
-    if not all(same):
-        raise _Different("the traced step does not give what the model gives")
-    return Traced(lambda *given: step(*given)[0], step_back)
+    def inputs(self, name: str) -> tuple[Tensor, ...]:
+        """All inputs of the function."""
+        if name != "back":
+            return self.given[name]
+        u, theta, h, x, y = self.given["step"]
+        end = self.kernel.step(u, theta, h, x, y)
+        sizes = h.expand(len(u), -1) if self.kernel.sensitivities else h
+        return u, end, theta, sizes, x, y, u.sin()  # any direction does
 
 
 def _agree(found: Tensor, expected: Tensor, start: Tensor) -> bool:
@@ -100,11 +131,38 @@ def _agree(found: Tensor, expected: Tensor, start: Tensor) -> bool:
     return not ((found - expected).norm() > bound)
 
 
-def _graph(function: Callable, inputs: list[Tensor], decompositions: dict | None = None) -> GraphModule:
-    def listed(*arguments: Tensor) -> list[Tensor]:
-        result = function(*arguments)
-        return result if isinstance(result, list) else [result]
+def _trace(compiled: bool, trial: _Trial, name: str) -> Callable[..., list[Tensor]] | None:
+    """The graph of a function, or ``None`` (with a warning if it was to be compiled) where the model cannot be traced or compiled."""
+    given, function = trial.inputs(name), getattr(trial.kernel, name)
+    expected = _listed(function(*given))  # first, so that the model's own errors are the caller's
+    make, on_gpu = _compile if compiled else _interpret, given[0].is_cuda
+    if on_gpu:
+        make = partial(_capture, make)
+    try:
+        graph = make(function, *given)
+        pairs = list(zip(graph(*given), expected, strict=True))
+        if compiled or on_gpu:
+            same = all(_agree(found, own, given[0] if name == "step" else torch.zeros_like(own)) for found, own in pairs)
+        else:  # to the bit, so that it does not matter to a result which of its steps were traced
+            same = all(torch.equal(found.nan_to_num(), own.nan_to_num()) for found, own in pairs)
+        reason = "" if same else "the traced step does not give what the model gives"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # tracing runs the user's model, and the compiler may fail in its own ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not reason:
+        return graph
+    if compiled:
+        trial.kernel.problem.warn_once("compile", f"the inner step cannot be compiled and runs eagerly: {reason}")
+    return None
 
+
+def _listed(result: Tensor | list[Tensor]) -> list[Tensor]:
+    return result if isinstance(result, list) else [result]
+
+
+def _graph(function: Callable, inputs: list[Tensor], decompositions: dict | None = None) -> GraphModule:
+    listed = lambda *arguments: _listed(function(*arguments))  # noqa: E731
     graph = make_fx(listed, decompositions, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     _simplify(graph)
     return graph
@@ -138,17 +196,19 @@ def _capture(make: Callable, function: Callable, *inputs: Tensor) -> Callable[..
             run(*held)
     torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         results = run(*held)
     copied: list[tuple] = [(lambda: None, 0)] * len(held)  # theta and the data stay the same for all steps of a solve
+    alone = threading.Lock()  # the addresses are shared by all threads
 
     def replay(*given: Tensor) -> list[Tensor]:
-        for i, (place, tensor) in enumerate(zip(held, given, strict=True)):
-            if copied[i][0]() is not tensor or copied[i][1] != tensor._version:
-                place.copy_(tensor)
-                copied[i] = weakref.ref(tensor), tensor._version
-        graph.replay()
-        return [result.clone() for result in results]
+        with alone:
+            for i, (place, tensor) in enumerate(zip(held, given, strict=True)):
+                if copied[i][0]() is not tensor or copied[i][1] != tensor._version:
+                    place.copy_(tensor)
+                    copied[i] = weakref.ref(tensor), tensor._version
+            graph.replay()
+            return [result.clone() for result in results]
 
     return replay
 
@@ -168,42 +228,6 @@ def _simplify(graph: GraphModule) -> None:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-
-
-def rational_tanh(x: Tensor) -> Tensor:
-    r"""tanh to single precision, by 28 products and sums that a processor does for many numbers at once.
-
-    The convergent of depth 13 of :math:`\tanh x=\cfrac{x}{1+\cfrac{x^2}{3+\cfrac{x^2}{5+\dots}}}`, whose relative error is below
-    5e-7 for :math:`|x|\le9`, where tanh is 1 in single precision.
-
-    Reference: Lambert's continued fraction; Abramowitz and Stegun, Handbook of mathematical functions, 4.5.70.
-    """
-    x = x.clamp(-9, 9)
-    z = x * x
-    above, below = (sum_of_powers(coefficients, z) for coefficients in TANH)
-    return x * above / below
-
-
-def sum_of_powers(coefficients: tuple[float, ...], z: Tensor) -> Tensor:
-    """:math:`c_0 + c_1 z + c_2 z^2 + \\dots` by Horner's rule."""
-    value = torch.full_like(z, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        value = value * z + coefficient
-    return value
-
-
-def _convergent(depth: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Coefficients in :math:`x^2` of numerator (over x) and denominator of the continued fraction of tanh, scaled to start at 1."""
-    above, below = [1], [2 * depth - 1]  # 1 / (2 depth - 1), the innermost fraction
-    for odd in range(2 * depth - 3, 0, -2):  # f -> 1 / (odd + z f)
-        shifted = [0, *above]
-        length = max(len(below), len(shifted))
-        pad = [p + [0] * (length - len(p)) for p in (below, shifted)]
-        above, below = below, [odd * b + s for b, s in zip(*pad, strict=True)]
-    return tuple(c / above[0] for c in above), tuple(c / below[0] for c in below)
-
-
-TANH = _convergent(13)
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import checkpoints
 from .flow import DivergenceError
+from .identity import describe
 from .meta import MetaGradient, Method, meta_gradient
-from .methods import AMAML
 from .problem import Problem
-from .records import write_beside
 from .tasks import Tasks
 
 SAVE_EVERY_SECONDS = 30.0
@@ -52,9 +50,9 @@ def fit(
     seed: int = 0,
     theta: Tensor | None = None,
     progress: bool = True,
-    learn: Literal["horizon", "step_sizes"] | None = None,
+    learn: str | None = None,
 ) -> FitResult:
-    """Meta-train the initialisation.
+    """Meta-train the initialisation. Frozen parameters (``requires_grad=False``) keep their values to the bit.
 
     Args:
         method: gives the meta-gradient; see :func:`amaml_core.meta_gradient`.
@@ -62,96 +60,139 @@ def fit(
         sampler: ``sampler(generator) -> Tasks`` draws a meta-batch.
         meta_steps: number of meta updates.
         optimizer: ``optimizer([theta])`` builds a torch optimiser, for example ``lambda p: torch.optim.SGD(p, lr=0.01)``;
-            Adam with learning rate 1e-3 by default.
-        checkpoint: a file (``.npz``) that is written every half minute, at an interrupt and at the end. If it exists, training
-            goes on from it, to the same bits as an uninterrupted run.
+            Adam with learning rate 1e-3 by default. It is tried out on a copy first.
+        checkpoint: a safetensors file that is written every half minute, at an interrupt and at the end. If it exists, training
+            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler or seed
+            is refused, with what differs.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
-        learn: what of an A-MAML method to learn along with theta, by the same optimiser, in its logarithm (so it stays
-            positive): the horizon, or the step sizes (K, G).
+        learn: what of the method to learn along with theta, by the same optimiser, in its logarithm (so it stays
+            positive): for A-MAML ``"horizon"``, or ``"step_sizes"`` (K, G), whose start is then given.
 
     Raises:
         DivergenceError: loss, adapted parameters or gradient are not finite.
+        TypeError: the optimiser cannot step on one gradient, or has a state that a checkpoint cannot hold.
         ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, or the method cannot learn what it should.
+
+    >>> from amaml_core import FOMAML
+    >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    >>> sampler = lambda generator: Tasks(*torch.randn(4, 3, 2, 1, generator=generator))
+    >>> fit(FOMAML(), problem, sampler, meta_steps=5, progress=False).history.columns.tolist()
+    ['meta_step', 'query_loss', 'gradient_norm']
     """
     if meta_steps < 1:
         raise ValueError(f"meta_steps must be at least 1, not {meta_steps}")
     theta = problem.initial_parameters() if theta is None else theta.detach().clone()
-    learned = None if learn is None else _learned(method, learn, theta)
+    start, free = theta.clone(), problem.free()
+    learned = None if learn is None else _learnable(method, learn).log()
     parameters = [p.requires_grad_() for p in (theta, learned) if p is not None]
-    outer = torch.optim.Adam(parameters, lr=1e-3) if optimizer is None else optimizer(parameters)
+    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+    _try_out(make, parameters)
+    outer = make(parameters)
     generator = torch.Generator().manual_seed(seed)
-    rows: list[tuple[float, ...]] = []  # (query loss, gradient norm, horizon if learned) of each meta step
+    rows: list[tuple[float, ...]] = []  # (query loss, gradient norm, and what is learned if it is one number) of each meta step
 
     path = None if checkpoint is None else Path(checkpoint)
-    identity = f"{method!r}, learn={learn}, {type(outer).__name__}, seed={seed}, P={theta.numel()}, {theta.dtype}"
-    if path is not None and path.exists():
-        rows = _load(path, identity, parameters, outer, generator)
-        if len(rows) > meta_steps:
-            raise ValueError(
-                f"{path} is {len(rows)} meta steps on, beyond meta_steps={meta_steps}; delete it or choose another file"
-            )
+    if path is not None:
+        identity = _identity(method, problem, sampler, outer, seed, theta, learn)
+        if path.exists():
+            state = checkpoints.load(path, identity)
+            if len(state["rows"]) > meta_steps:
+                raise ValueError(
+                    f"{path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; delete it or choose another file"
+                )
+            rows = [tuple(row) for row in state["rows"].tolist()]
+            for p, kept in zip(parameters, state["parameters"], strict=True):
+                p.data.copy_(kept)
+            _restore(outer, state["optimizer"])
+            generator.set_state(state["generator"])
+
+    def save() -> None:
+        if path is not None and rows:
+            now = {"parameters": [p.data for p in parameters], "rows": np.array(rows), "generator": generator.get_state()}
+            checkpoints.save(path, checkpoints.Checkpoint(identity, now | {"optimizer": outer.state_dict()}))
 
     saved_at, updating = time.monotonic(), False
     bar = tqdm(total=meta_steps, initial=len(rows), desc=type(method).__name__, disable=None if progress else True)
     try:
         while len(rows) < meta_steps:
-            current = _with(method, learn, learned)
+            current = method if learn is None else replace(method, **{learn: learned.detach().exp()}, sensitivities=True)
             estimate, row = _estimate(current, problem, sampler, theta, generator, len(rows) + 1)
             updating = True
             theta.grad = estimate.gradient
-            if learn == "horizon":  # d/d(log T) = T d/dT
-                learned.grad = current.horizon * estimate.stats["horizon_gradient"].mean().to(learned)
-                row = (*row, current.horizon)
-            elif learn == "step_sizes":
-                learned.grad = current.step_sizes * estimate.stats["step_size_gradient"].mean(0).to(learned)
+            if learn is not None:
+                value, slope = learned.detach().exp(), estimate.stats[method.learnable[learn]].mean(0)
+                learned.grad = value * slope.to(learned)  # d/d(log x) = x d/dx
+                row = (*row, value.item()) if value.ndim == 0 else row
             outer.step()
+            if free is not None:  # some optimisers move what has no gradient: weight decay does
+                theta.data = torch.where(free, theta.data, start)
             rows.append(row)
             updating = False
             bar.update()
             bar.set_postfix(query_loss=f"{row[0]:.4g}", refresh=False)
-            if path is not None and time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                _save(path, identity, parameters, outer, generator, rows)
+            if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
+                save()
                 saved_at = time.monotonic()
     finally:
         bar.close()
-        if (
-            path is not None and rows and not updating
-        ):  # an interrupt amid an update leaves the last checkpoint standing
-            _save(path, identity, parameters, outer, generator, rows)
-    history = pd.DataFrame(rows, columns=["query_loss", "gradient_norm", "horizon"][: len(rows[0])])
+        if not updating:  # an interrupt amid an update leaves the last checkpoint standing
+            save()
+    history = pd.DataFrame(rows, columns=["query_loss", "gradient_norm", learn][: len(rows[0])])
     history.insert(0, "meta_step", np.arange(1, len(rows) + 1))
     return FitResult(
-        theta.detach(),
-        history,
-        replace(_with(method, learn, learned), sensitivities=method.sensitivities) if learn else method,
+        theta.detach(), history, method if learn is None else replace(method, **{learn: learned.detach().exp()})
     )
 
 
-def _learned(method: Method, learn: str, theta: Tensor) -> Tensor:
-    """The logarithm of what is learned: () for the horizon, (K, G) for step sizes."""
-    if learn not in ("horizon", "step_sizes"):
-        raise ValueError(f'learn must be None, "horizon" or "step_sizes", not {learn!r}')
-    if not isinstance(method, AMAML) or (learn == "step_sizes") != (method.step_sizes is not None):
-        raise ValueError(
-            f"learn={learn!r} needs an AMAML method "
-            + (
-                "whose step_sizes are given, to start from"
-                if learn == "step_sizes"
-                else "without step_sizes of its own"
-            )
-        )
-    start = torch.tensor(method.horizon, dtype=torch.float64) if learn == "horizon" else method.step_sizes
-    return start.detach().to("cpu", torch.float64).log()
+def _learnable(method: Any, learn: str) -> Tensor:
+    """The present value of what is to be learned: () or (K, G), on the CPU in double precision."""
+    learnable = getattr(method, "learnable", {})
+    if learn not in learnable:
+        raise ValueError(f"learn must be one of {tuple(learnable)} for {type(method).__name__}, not {learn!r}")
+    if method.fixed(learn) or getattr(method, learn) is None:
+        raise ValueError(f"learn={learn!r} needs a value to start from, and nothing that stands in its place: {method!r}")
+    return torch.as_tensor(getattr(method, learn), dtype=torch.float64).detach().cpu().clone()
 
 
-def _with(method: Method, learn: str | None, learned: Tensor | None) -> Method:
-    """The method at the present value of what is learned."""
-    if learn is None:
-        return method
-    value = learned.detach().exp()
-    return replace(method, **{learn: value.item() if learn == "horizon" else value}, sensitivities=True)
+def _try_out(make: Callable, parameters: list[Tensor]) -> None:
+    """One step of the optimiser on copies, before any work is done.
+
+    Raises:
+        TypeError: it needs more than a gradient, or its state cannot be saved.
+    """
+    copies = [p.detach().clone().requires_grad_() for p in parameters]
+    trial = make(copies)
+    for p in copies:
+        p.grad = torch.zeros_like(p)
+    try:
+        trial.step()
+    except TypeError as error:
+        raise TypeError(
+            f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient for a step, and calls step() ({error})"
+        ) from error
+    checkpoints.flatten(trial.state_dict(), {}, type(trial).__name__)
+
+
+def _restore(outer: torch.optim.Optimizer, state: dict) -> None:
+    """Load a state to the bit: ``load_state_dict`` alone casts some of it to the dtype of the parameters."""
+    outer.load_state_dict(state)
+    parameters = [p for group in outer.param_groups for p in group["params"]]
+    for number, entries in state["state"].items():
+        own = outer.state[parameters[number]]
+        own.update({key: value.to(own[key].device) for key, value in entries.items() if isinstance(value, Tensor)})
+
+
+def _identity(method, problem, sampler, outer, seed, theta, learn) -> dict[str, str]:
+    """All that the result of a run depends on, the number of meta steps aside."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in outer.param_groups]
+    return describe(
+        {
+            "method": method, "model": problem.model, "loss": problem.loss, "sampler": sampler, "seed": seed, "learn": learn,
+            "optimizer": {"class": type(outer), "settings": groups}, "theta": theta,
+        }
+    )  # fmt: skip
 
 
 def _estimate(method, problem, sampler, theta, generator, number) -> tuple[MetaGradient, tuple[float, float]]:
@@ -159,67 +200,11 @@ def _estimate(method, problem, sampler, theta, generator, number) -> tuple[MetaG
     before = generator.get_state()
     try:
         estimate = meta_gradient(method, problem, theta.detach(), sampler(generator))
-        kept = ~estimate.stats["diverged"] if "diverged" in estimate.stats else slice(None)
+        kept = slice(None) if estimate.stats.diverged is None else ~estimate.stats.diverged
         row = (estimate.query_loss[kept].mean().item(), estimate.gradient.norm().item())
-        if not np.isfinite(row).all():
-            raise DivergenceError(_cause(method, estimate, number))
     except BaseException as error:
         generator.set_state(before)
-        if isinstance(error, DivergenceError) and not str(error).startswith("meta step"):
+        if isinstance(error, DivergenceError):
             raise DivergenceError(f"meta step {number} of {type(method).__name__}: {error}") from error
         raise
     return estimate, row
-
-
-def _cause(method: Method, estimate: MetaGradient, number: int) -> str:
-    where = f"meta step {number} of {type(method).__name__}: "
-    tasks = (~estimate.adapted.isfinite().all(1)).nonzero().flatten().tolist()
-    if tasks:
-        return where + (
-            f"the inner loop diverged for tasks {tasks} of the batch. The inner step size is probably too large for the "
-            f"curvature of the support loss; lower it or take more steps ({method!r})"
-        )
-    tasks = (~estimate.query_loss.isfinite()).nonzero().flatten().tolist()
-    if tasks:
-        return where + (
-            f"the query loss of tasks {tasks} is not finite although the adapted parameters are. Check the query data and "
-            "the loss for overflow, logarithms of zero or divisions by zero"
-        )
-    return where + (
-        "the meta-gradient is not finite although the query loss is. The pullback overflowed: the inner loop amplifies "
-        f"perturbations (step size times negative curvature); shorten it or lower its step size ({method!r})"
-    )
-
-
-def _save(path: Path, identity: str, parameters: list[Tensor], outer: torch.optim.Optimizer, generator, rows) -> None:
-    state = outer.state_dict()
-    arrays = {"rows": np.array(rows), "generator": generator.get_state().numpy()}
-    arrays |= {f"parameter.{i}": p.detach().cpu().numpy() for i, p in enumerate(parameters)}
-    for i, entries in state["state"].items():
-        arrays |= {f"state.{i}.{k}": torch.as_tensor(v).cpu().numpy() for k, v in entries.items() if v is not None}
-    arrays["meta"] = np.array(json.dumps({"identity": identity, "param_groups": state["param_groups"]}))
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_beside(path, buffer.getvalue())
-
-
-def _load(
-    path: Path, identity: str, parameters: list[Tensor], outer: torch.optim.Optimizer, generator
-) -> list[tuple[float, ...]]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays["meta"]))
-    if meta["identity"] != identity:
-        raise ValueError(
-            f"{path} belongs to another run:\n  there: {meta['identity']}\n  here:  {identity}\nDelete it or choose another file"
-        )
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, array in arrays.items():
-        if name.startswith("state."):
-            _, i, key = name.split(".", 2)
-            state.setdefault(int(i), {})[key] = torch.from_numpy(array)
-    for i, p in enumerate(parameters):
-        p.data.copy_(torch.from_numpy(arrays[f"parameter.{i}"]))
-    outer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
-    generator.set_state(torch.from_numpy(arrays["generator"]))
-    return [tuple(row) for row in arrays["rows"].tolist()]

@@ -78,7 +78,7 @@ def amaml(memory: str = "Store", solver: str = "Euler", compile: bool = False) -
         model, loss, data = torch_parts(case)
         # Convolutions on a CPU are fastest one task at a time.
         chunk = 1 if case.network == "conv" and case.device == "cpu" else None
-        problem = core.Problem(model, loss, compile=compile, chunk_size=chunk)
+        problem = core.Problem(model, loss, compile=compile, chunk_size=chunk, trace_after=0)
         theta, tasks = problem.initial_parameters(), core.Tasks(*data)
         stepper = core.Dopri5() if solver == "Dopri5" else core.Euler(case.steps)
         method = core.AMAML(case.lr * case.steps, stepper, getattr(core, memory)())
@@ -173,20 +173,20 @@ def odeint_adjoint(case: Case) -> Compute:
 
     model, loss, data = torch_parts(case)
     chunk = 1 if case.network == "conv" and case.device == "cpu" else None
-    problem, tasks = Problem(model, loss, chunk_size=chunk), Tasks(*data)
+    problem, tasks = Problem(model, loss, chunk_size=chunk, trace_after=0), Tasks(*data)
     horizon = torch.tensor([0.0, case.lr * case.steps], dtype=torch.float64, device=case.device)
 
     def field(t, u):
         with torch.enable_grad():
             u = u if u.requires_grad else u.detach().requires_grad_()
-            return -problem.support_gradient(u, tasks, create_graph=True)
+            return -problem.gradient(u, *tasks.support, create_graph=True)
 
     def compute() -> np.ndarray:
         theta = problem.initial_parameters().expand(case.tasks, -1).clone().requires_grad_()  # (P,) -> (B, P)
         end = torchdiffeq.odeint_adjoint(
             field, theta, horizon, method="euler", options={"step_size": case.lr}, adjoint_params=()
         )[-1]
-        return flat([torch.autograd.grad(problem.query_loss(end, tasks).mean(), theta)[0].sum(0)])
+        return flat([torch.autograd.grad(problem.losses(end, *tasks.query).mean(), theta)[0].sum(0)])
 
     return compute
 

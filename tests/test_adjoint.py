@@ -34,7 +34,7 @@ from amaml_core import (
     meta_gradient,
 )
 from amaml_core import adjoint as adjoint_module
-from amaml_core.chain import Chain, Kernel, hermite
+from amaml_core.chain import Gradients, hermite
 from amaml_core.flow import adaptive_grid, runge_kutta_step
 
 
@@ -64,16 +64,24 @@ class Counter:
     """A chain of trivial steps that counts what a memory strategy does with it."""
 
     def __init__(self, steps):
-        kernel = Kernel(None, Euler.tableau)
-        self.chain = Chain(kernel, torch.zeros(1, 1, dtype=F64), torch.ones(steps, 1, dtype=F64), ())
+        self.steps, self.theta = steps, torch.zeros(1, 1, dtype=F64)
         self.forwards, self.backwards = 0, []
-        object.__setattr__(self.chain, "forward", self.forward)
-        object.__setattr__(self.chain, "backward", self.backward)
+
+    def __len__(self):
+        return self.steps
+
+    def start(self, lam):
+        return Gradients(lam)
 
     def forward(self, k, u):
         assert u.item() == k  # the state of step k is the number k
         self.forwards += 1
         return u + 1
+
+    def advance(self, start, stop, u):
+        for k in range(start, stop):
+            u = self.forward(k, u)
+        return u
 
     def backward(self, k, u, u_next, gradients):
         assert u.item() == k
@@ -95,7 +103,7 @@ def least_advances(steps, snapshots):
 @pytest.mark.parametrize("steps", [1, 2, 7, 30, 56, 90])
 def test_the_binomial_schedule_is_optimal(steps, snapshots):
     counter = Counter(steps)
-    _, sweep = Checkpoint(snapshots=snapshots).solve(counter.chain)
+    _, sweep = Checkpoint(snapshots=snapshots).solve(counter)
     assert counter.forwards == steps
     sweep(torch.zeros(1, 1, dtype=F64))
     assert counter.backwards == list(reversed(range(steps)))
@@ -107,7 +115,7 @@ def test_the_binomial_schedule_is_optimal(steps, snapshots):
 @pytest.mark.parametrize("steps", [1, 10, 50, 101])
 def test_square_root_checkpoints_cost_one_more_forward_solve(steps):
     counter = Counter(steps)
-    _, sweep = Checkpoint().solve(counter.chain)
+    _, sweep = Checkpoint().solve(counter)
     sweep(torch.zeros(1, 1, dtype=F64))
     assert counter.backwards == list(reversed(range(steps))) and counter.forwards == 2 * steps
 
@@ -121,7 +129,7 @@ def test_dopri5_adjoint_is_autograd_through_its_accepted_steps(case, proximal):
     start = theta.expand(len(tasks), -1).clone().requires_grad_()
 
     def field(u):
-        return -problem.support_gradient(u, tasks, create_graph=True) - proximal * (u - start)
+        return -problem.gradient(u, *tasks.support, create_graph=True) - proximal * (u - start)
 
     grid = adaptive_grid(method.solver, lambda u: field(u).detach(), start.detach(), method.horizon)
     assert estimate.stats["steps"] == len(grid.step_sizes) and estimate.stats["rejected"] == grid.rejected
@@ -129,7 +137,7 @@ def test_dopri5_adjoint_is_autograd_through_its_accepted_steps(case, proximal):
     u = start
     for h in grid.step_sizes:
         u = runge_kutta_step(Dopri5.tableau, field, u, h)
-    expected = torch.autograd.grad(problem.query_loss(u, tasks).mean(), start)[0].sum(0)
+    expected = torch.autograd.grad(problem.losses(u, *tasks.query).mean(), start)[0].sum(0)
     assert relative(estimate.gradient, expected) < 1e-12
 
 
@@ -289,7 +297,7 @@ def test_weight_decay_is_the_gradient_of_its_term():
     problem, theta, tasks = regression()
     u = meta_gradient(AMAML(0.3, Euler(1), inner=InnerLoop(weight_decay=0.2)), problem, theta, tasks).adapted
     start = theta.expand(3, -1)
-    assert torch.allclose(u, start - 0.3 * (problem.support_gradient(start, tasks) + 0.2 * start), rtol=1e-13)
+    assert torch.allclose(u, start - 0.3 * (problem.gradient(start, *tasks.support) + 0.2 * start), rtol=1e-13)
 
 
 def steep():

@@ -13,6 +13,7 @@ from amaml_core.experiments import images, images_full
 from amaml_core.experiments.cells import SCRATCH, read_records, run_cell
 from amaml_core.experiments.published import IMAGES_TABLE
 from amaml_core.records import new_record, read_record
+from amaml_core.samplers import ImageSampler
 from amaml_core.tasks import Tasks
 
 
@@ -115,25 +116,19 @@ def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(tmp_p
     assert np.shape(whole["accuracy"]) == (len(whole["steps"]), 10) and len(whole["one_at_a_time"]) == 10
     assert "stand-in" in whole["data"]
 
-    fit = images_full.fit
+    sample, calls = ImageSampler.__call__, []
 
-    def cut_off(method, problem, sampler, *arguments, **more):
-        calls = []
+    def limited(sampler, generator):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return sample(sampler, generator)
 
-        def limited(generator):
-            calls.append(1)
-            if len(calls) > 2:
-                raise KeyboardInterrupt
-            return sampler(generator)
-
-        return fit(method, problem, limited, *arguments, **more)
-
-    monkeypatch.setattr(images_full, "fit", cut_off)
+    monkeypatch.setattr(ImageSampler, "__call__", limited)
     with pytest.raises(KeyboardInterrupt):
         images_full.run(chosen, tmp_path / "parts")
-    assert len(list((tmp_path / "parts").glob("*.npz"))) == 1
-    monkeypatch.setattr(images_full, "fit", fit)
-    (left,) = (tmp_path / "parts").glob("*.npz")
+    monkeypatch.setattr(ImageSampler, "__call__", sample)
+    (left,) = (tmp_path / "parts").glob("*.safetensors")
     (tmp_path / "records" / SCRATCH).mkdir(parents=True)
     shutil.copy(left, tmp_path / "records" / SCRATCH)
     finished = read_record(run_cell(chosen, images_full.run, tmp_path / "records")).figures

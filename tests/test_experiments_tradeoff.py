@@ -21,13 +21,13 @@ def states(problem, theta, tasks, steps=K):
     """u_0 ... u_K of gradient descent, by hand."""
     found = [theta.expand(len(tasks), -1)]
     for _ in range(steps):
-        found.append(found[-1] - LR * problem.support_gradient(found[-1], tasks))
+        found.append(found[-1] - LR * problem.gradient(found[-1], *tasks.support))
     return found
 
 
 def pull(method, problem, theta, tasks):
     adapted, pullback = method(problem, theta, tasks)
-    return adapted, pullback(problem.query_gradient(adapted, tasks)).detach()
+    return adapted, pullback(problem.gradient(adapted, *tasks.query)).detach()
 
 
 # ------------------------------------------------------------------------------------------------------------ pullbacks
@@ -38,19 +38,19 @@ def test_thinned_euler_takes_the_hessian_at_the_right_end_of_every_mth_step():
     u = states(problem, theta, tasks)
     for every in (1, 3):
         adapted, found = pull(Thinned(LR, K, every, "Euler"), problem, theta, tasks)
-        lam = problem.query_gradient(u[-1], tasks)
+        lam = problem.gradient(u[-1], *tasks.query)
         for k in range(K, 0, -every):
-            lam = lam - every * LR * problem.support_hvp(u[k], tasks, lam)
+            lam = lam - every * LR * problem.hvp(u[k], *tasks.support, lam)
         assert relative(adapted, u[-1]) < 1e-12 and relative(found, lam) < 1e-12
 
 
 def test_thinned_heun_averages_both_ends():
     problem, theta, tasks = regression()
     u, h = states(problem, theta, tasks), 2 * LR
-    lam = problem.query_gradient(u[-1], tasks)
+    lam = problem.gradient(u[-1], *tasks.query)
     for k in range(K, 0, -2):
-        right = problem.support_hvp(u[k], tasks, lam)
-        lam = lam - h / 2 * (right + problem.support_hvp(u[k - 2], tasks, lam - h * right))
+        right = problem.hvp(u[k], *tasks.support, lam)
+        lam = lam - h / 2 * (right + problem.hvp(u[k - 2], *tasks.support, lam - h * right))
     assert relative(pull(Thinned(LR, K, 2, "Heun"), problem, theta, tasks)[1], lam) < 1e-12
 
 
@@ -58,9 +58,9 @@ def test_thinned_rk4_on_a_quadratic_loss_is_the_taylor_polynomial_of_the_exponen
     # A linear model has a constant Hessian, so the adjoint is exp(-TH) of the query gradient, to fifth order in each step.
     problem, theta, tasks = regression(lambda: nn.Linear(2, 1))
     adapted, found = pull(Thinned(0.01, 50, 25, "RK4"), problem, theta, tasks)
-    hessian = torch.stack([problem.support_hvp(adapted, tasks, e.expand_as(adapted)) for e in torch.eye(3).double()], 2)
+    hessian = torch.stack([problem.hvp(adapted, *tasks.support, e.expand_as(adapted)) for e in torch.eye(3).double()], 2)
     flow = torch.linalg.matrix_exp(-0.5 * hessian)  # (B, P, P)
-    expected = torch.einsum("bij,bj->bi", flow, problem.query_gradient(adapted, tasks))
+    expected = torch.einsum("bij,bj->bi", flow, problem.gradient(adapted, *tasks.query))
     assert relative(found, expected) < 1e-2
     halved = pull(Thinned(0.01, 50, 10, "RK4"), problem, theta, tasks)[1]
     assert relative(halved, expected) < relative(found, expected) / 2.5**4 * 2
@@ -69,9 +69,9 @@ def test_thinned_rk4_on_a_quadratic_loss_is_the_taylor_polynomial_of_the_exponen
 def test_truncated_goes_back_over_the_last_steps_alone():
     problem, theta, tasks = regression()
     u = states(problem, theta, tasks)
-    lam = problem.query_gradient(u[-1], tasks)
+    lam = problem.gradient(u[-1], *tasks.query)
     for last in range(1, K + 1):
-        lam = lam - LR * problem.support_hvp(u[K - last], tasks, lam)
+        lam = lam - LR * problem.hvp(u[K - last], *tasks.support, lam)
         adapted, found = pull(Truncated(LR, K, last), problem, theta, tasks)
         assert relative(adapted, u[-1]) < 1e-12 and relative(found, lam) < 1e-12
     assert relative(found, pull(MAML(LR, K), problem, theta, tasks)[1]) < 1e-12
@@ -91,8 +91,8 @@ def test_implicit_pullback_solves_its_system_at_the_end_of_the_plain_descent():
     problem, theta, tasks = regression(lambda: nn.Linear(2, 1))
     adapted, found = pull(IMAML(PlainDescent(LR, K), 0.7, cg_steps=3), problem, theta, tasks)
     assert relative(adapted, states(problem, theta, tasks)[-1]) < 1e-12
-    back = found + problem.support_hvp(adapted, tasks, found) / 0.7
-    assert relative(back, problem.query_gradient(adapted, tasks)) < 1e-8
+    back = found + problem.hvp(adapted, *tasks.support, found) / 0.7
+    assert relative(back, problem.gradient(adapted, *tasks.query)) < 1e-8
 
 
 def test_settings_that_cannot_work_are_refused():
@@ -202,7 +202,7 @@ def test_a_meta_gradient_that_overflows_ends_the_run_with_a_reason(monkeypatch):
 def test_the_power_method_finds_the_largest_eigenvalue():
     problem, theta, tasks = regression()
     u = theta.expand(len(tasks), -1)
-    columns = [problem.support_hvp(u, tasks, e.expand_as(u)) for e in torch.eye(theta.numel(), dtype=theta.dtype)]
+    columns = [problem.hvp(u, *tasks.support, e.expand_as(u)) for e in torch.eye(theta.numel(), dtype=theta.dtype)]
     eigenvalues = torch.linalg.eigvalsh(torch.stack(columns, 2))  # (B, P)
     largest = eigenvalues.gather(1, eigenvalues.abs().argmax(1, keepdim=True))[:, 0]
     torch.testing.assert_close(tradeoff.largest_curvature(problem, u, tasks, 300), largest, rtol=1e-3, atol=0)

@@ -70,11 +70,11 @@ def test_loss_and_gradient_are_the_modules_own():
     x, y = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64), torch.randint(2, (3, 5), generator=generator)
     data, problem = Tasks(x, y, x, y), Problem(model, cross_entropy)
     u = problem.initial_parameters().expand(3, -1)
-    gradient = problem.support_gradient(u, data)
+    gradient = problem.gradient(u, *data.support)
     for b in range(3):
         loss = cross_entropy(model(x[b]), y[b])
         expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())])
-        assert torch.allclose(problem.support_loss(u, data)[b], loss, rtol=1e-13)
+        assert torch.allclose(problem.losses(u, *data.support)[b], loss, rtol=1e-13)
         assert torch.allclose(gradient[b], expected, rtol=1e-12, atol=1e-15)
 
 
@@ -84,7 +84,7 @@ def test_tied_parameters_count_once():
     problem = Problem(model, mse_loss)
     assert problem.size == 4 + 2 + 2
     x = torch.randn(1, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    gradient = problem.support_gradient(problem.initial_parameters()[None], Tasks(x, x, x, x))
+    gradient = problem.gradient(problem.initial_parameters()[None], *Tasks(x, x, x, x).support)
     expected = torch.cat(
         [g.flatten() for g in torch.autograd.grad(mse_loss(model(x[0]), x[0]), list(model.parameters()))]
     )

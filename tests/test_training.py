@@ -80,44 +80,42 @@ def test_history_holds_the_loss_and_norm_of_the_meta_gradient():
     assert np.allclose(result.history[["query_loss", "gradient_norm"]], expected, rtol=1e-13)
 
 
+class Interrupted:
+    """Gives what ``thing`` gives, and an interrupt at the call number ``at``. What starts with an underscore is no setting."""
+
+    def __init__(self, thing, at=None):
+        self.thing, self._at, self._calls = thing, at, 0
+
+    def __call__(self, *args):
+        self._calls += 1
+        result = self.thing(*args)  # the generator has moved on when the interrupt comes
+        if self._calls == self._at:
+            raise KeyboardInterrupt
+        return result
+
+
 @pytest.mark.parametrize(
     "optimizer", [lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)]
 )
 @pytest.mark.parametrize("where", ["sampler", "method"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimizer, where):
-    path, calls = tmp_path / "run" / "theta.npz", 0
-
-    def interrupted(thing):
-        def call(*args):
-            nonlocal calls
-            calls += 1
-            result = thing(*args)  # the generator has moved on when the interrupt comes
-            if calls == 8:
-                raise KeyboardInterrupt
-            return result
-
-        return call
-
+    path = tmp_path / "run" / "theta.safetensors"
     method = METHODS[0]
     whole = fit(method, problem(), lines, 12, optimizer, progress=False)
-    loss = interrupted(mse_loss) if where == "method" else mse_loss
+
+    def run(at, method=method, meta_steps=12):
+        loss, sampler = (mse_loss, Interrupted(lines, at)) if where == "sampler" else (Interrupted(mse_loss, at and 40), lines)
+        return fit(method, Problem(network(), loss), sampler, meta_steps, optimizer, path, progress=False)
+
     with pytest.raises(KeyboardInterrupt):
-        fit(
-            method,
-            Problem(network(), loss),
-            interrupted(lines) if where == "sampler" else lines,
-            12,
-            optimizer,
-            path,
-            progress=False,
-        )
-    resumed = fit(method, problem(), lines, 12, optimizer, path, progress=False)
+        run(8)
+    resumed = run(None)
     assert torch.equal(whole.theta, resumed.theta) and whole.history.equals(resumed.history)
-    with pytest.raises(ValueError, match="belongs to another run"):
-        fit(MAML(0.1, 3), problem(), lines, 12, optimizer, path, progress=False)
+    with pytest.raises(ValueError, match=r"belongs to another run:\n  method.lr: 0.05 there, 0.1 here\n"):
+        run(None, MAML(0.1, 3))
     with pytest.raises(ValueError, match="12 meta steps on, beyond meta_steps=5"):
-        fit(method, problem(), lines, 5, optimizer, path, progress=False)
-    assert [f.name for f in path.parent.iterdir()] == ["theta.npz"]
+        run(None, meta_steps=5)
+    assert [f.name for f in path.parent.iterdir()] == ["theta.safetensors"]
 
 
 def test_an_interrupt_amid_the_update_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -168,8 +166,8 @@ def test_evaluation_measures_along_the_methods_own_path(method, chunk_size):
     for k, u in ((0, theta.expand(4, -1)), (steps, meta_gradient(method, p, theta, tasks).adapted)):
         rows = table[table.step == k]
         assert list(rows.task) == [0, 1, 2, 3]
-        assert np.allclose(rows["query"], p.query_loss(u, tasks).sqrt(), rtol=1e-12)
-        assert np.allclose(rows["support"], p.support_loss(u, tasks).sqrt(), rtol=1e-12)
+        assert np.allclose(rows["query"], p.losses(u, *tasks.query).sqrt(), rtol=1e-12)
+        assert np.allclose(rows["support"], p.losses(u, *tasks.support).sqrt(), rtol=1e-12)
 
 
 def test_adam_adaptation_is_torchs_adam_task_by_task():

@@ -31,11 +31,9 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from .. import AMAML, MAML, Checkpoint, Euler, Heun, Problem, evaluate, fit, meta_gradient, metrics
-from ..adjoint import Pullback
-from ..chain import Chain, Kernel
+from ..chain import Chain, Kernel, batched, chain
 from ..evaluation import AdamAdaptation
 from ..flow import FixedStep, Tableau
-from ..methods.descent import PLAIN, batched, inner_field, make_chain, record
 from ..samplers import PoolSampler, Standardisation, make_function_tasks
 from ..samplers.draws import uniform
 from ..tasks import Tasks
@@ -155,18 +153,15 @@ class Audited:
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One step of the forward solve, without a graph."""
-        chain = self._chain(problem, theta, tasks, SOLVERS[self.switches.forward].tableau)
-        return lambda u: chain.forward(0, u)
+        flow = self._chain(problem, theta, tasks, SOLVERS[self.switches.forward].tableau)
+        return lambda u: flow.forward(0, u)
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
         step, states = self.inner_step(problem, theta, tasks), [batched(theta, tasks)]
         for _ in range(self.steps):
             states.append(step(states[-1]))
         start, end = states[0], states[-1]
-        record(stats, steps=self.steps)
         # The vector-Jacobian product of a step of gradient descent from u is the step of Euler's adjoint with the Hessian at u.
         descent = self._chain(problem, theta, tasks, Euler.tableau)
         inner, outer = self.proximal
@@ -196,10 +191,7 @@ class Audited:
     def _chain(self, problem: Problem, theta: Tensor, tasks: Tasks, tableau: Tableau) -> Chain:
         """One step from any state, by any tableau, on the support loss with the inner proximal term."""
         inner, _ = self.proximal
-        kernel = Kernel(inner_field(problem, PLAIN, inner), tableau)
-        size = torch.tensor([[self.horizon / self.steps]], dtype=torch.float64)
-        data = ((tasks.support_x, tasks.support_y),)
-        return make_chain(problem, kernel, ("audit", inner, tableau), batched(theta, tasks), size, data)
+        return chain(Kernel(problem, tableau, proximal=float(inner)), theta, tasks, self.horizon / self.steps, 1)
 
 
 @torch.no_grad()
@@ -212,7 +204,7 @@ def own_exact(audited: Audited, problem: Problem, theta: Tensor, tasks: Tasks) -
     solver = SOLVERS[audited.switches.forward](audited.steps)
     adapted, pullback = AMAML(audited.horizon, solver, proximal=inner)(problem, theta, tasks)
     moved = adapted - theta  # (B, P)
-    return (pullback(problem.query_gradient(adapted, tasks) + outer * moved) - outer * moved).mean(0)
+    return (pullback(problem.gradient(adapted, *tasks.query) + outer * moved) - outer * moved).mean(0)
 
 
 def plain_exact(audited: Audited, problem: Problem, theta: Tensor, tasks: Tasks) -> Tensor:
@@ -386,7 +378,7 @@ def loss(prediction: Tensor, target: Tensor) -> Tensor:
 @cache
 def make_problem(compile: bool = False) -> Problem:
     """The network and its loss in double precision, as in the released code; one for all cells, so its steps are compiled once."""
-    return Problem(network().double(), loss, compile=compile)
+    return Problem(network().double(), loss, compile=compile, trace_after=0)
 
 
 def initial(seed: int) -> Tensor:
@@ -580,7 +572,7 @@ def by_task(
         view: the adapted parameters are kept as the last row of the stored solution, which keeps all of it alive, not as a copy.
 
     Returns:
-        The adapted parameters (B, P) and the meta-gradient (P,), both as ``ReleasedAMAML`` has them.
+        The adapted parameters (B, P) and the meta-gradient (P,), both as ``Audited`` has them with all switches at released.
     """
     horizon = INNER_LR * steps
     start = theta.detach().clone().requires_grad_(graph)
@@ -591,14 +583,14 @@ def by_task(
         task = tasks[b : b + 1]
 
         def slope(t: Tensor, u: Tensor, task: Tasks = task) -> Tensor:
-            return -problem.support_gradient(u.detach()[None], task)[0] - (u.detach() - fixed)
+            return -problem.gradient(u.detach()[None], *task.support)[0] - (u.detach() - fixed)
 
         path = odeint(slope, start, times, method="rk4")  # (K + 1, P)
         end = path[-1] if view else path[-1].clone()
-        lam = problem.query_gradient(end.detach()[None], task)[0] + end.detach() - fixed
+        lam = problem.gradient(end.detach()[None], *task.query)[0] + end.detach() - fixed
         total = lam.clone()
         for k in range(steps, -1, -1):
-            lam = lam - h * (problem.support_hvp(path[k].detach()[None], task, lam[None])[0] + lam)
+            lam = lam - h * (problem.hvp(path[k].detach()[None], *task.support, lam[None])[0] + lam)
             total += lam
         ends.append(end)
         gradients.append(lam + h * total + fixed - end.detach())
@@ -613,8 +605,8 @@ def unrolled_by_task(problem: Problem, theta: Tensor, tasks: Tasks, steps: int) 
         task, start = tasks[b : b + 1], theta.detach().clone().requires_grad_()
         u = start[None]
         for _ in range(steps):
-            u = u - INNER_LR * problem.support_gradient(u, task, create_graph=True)
-        gradients.append(torch.autograd.grad(problem.query_loss(u, task).sum(), start)[0])
+            u = u - INNER_LR * problem.gradient(u, *task.support, create_graph=True)
+        gradients.append(torch.autograd.grad(problem.losses(u, *task.query).sum(), start)[0])
         ends.append(u[0].detach())
     return torch.stack(ends), torch.stack(gradients).mean(0)
 

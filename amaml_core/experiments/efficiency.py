@@ -140,7 +140,7 @@ def make_problem(mode: Mode, seed: int, device: str = "cpu") -> Problem:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
     model = seeded(network(2), torch.Generator().manual_seed(seed)).to(device)
-    return Problem(model, loss, compile=mode == "compiled", trace=mode != "plain")
+    return Problem(model, loss, compile=mode == "compiled", trace=mode != "plain", trace_after=0)
 
 
 def seconds(names: tuple[str, ...], mode: Mode, steps: int, seed: int, turns: int, device: str = "cpu") -> dict:

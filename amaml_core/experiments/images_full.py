@@ -19,11 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import AMAML, FOMAML, IMAML, MAML, Euler, GradientDescent, HessianFree, Problem, Reptile, evaluate, fit, metrics
+from .. import (
+    AMAML,
+    FOMAML,
+    IMAML,
+    MAML,
+    Euler,
+    GradientDescent,
+    HessianFree,
+    Problem,
+    Reptile,
+    adapt,
+    evaluate,
+    fit,
+    metrics,
+)
 from ..datasets import load_images
 from ..flow import DivergenceError
 from ..meta import Method
-from ..problem import precision
+from ..numerics import detached
 from ..records import Record
 from ..samplers import ImageSampler, split_classes
 from ..tasks import Tasks
@@ -205,22 +219,14 @@ def _train(
     ).theta
 
 
-@torch.no_grad()
-def adapt(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
-    """The parameters (B, P) after ``steps`` steps of the method's own inner loop.
+def adapt_all(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
+    """What :func:`amaml_core.adapt` gives, refused where it is not finite.
 
     Raises:
-        DivergenceError: those of a task are not finite.
+        DivergenceError: the parameters of a task are not finite.
     """
-    adapted = []
-    for chunk in tasks.split(problem.chunk_size):
-        step, u = method.inner_step(problem, theta, chunk), theta.expand(len(chunk), -1)  # (B, P)
-        for _ in range(steps):
-            u = step(u)
-        adapted.append(u)
-    u = torch.cat(adapted)
-    lost = int((~u.isfinite().all(1)).sum())
-    if lost:
+    u = adapt(method, problem, theta, tasks, steps)
+    if lost := int((~u.isfinite().all(1)).sum()):
         raise DivergenceError(f"the inner loop diverged on {lost} of {len(tasks)} tasks within {steps} steps")
     return u
 
@@ -250,7 +256,7 @@ def run(cell: Cell, scratch: Path) -> dict:
         return _choose(row, size, cell.seed, device)
     own = recipe(row, settings["size"])
     state = zlib.crc32(repr((size, own)).encode())  # a checkpoint of other settings is not gone on from
-    return _measure(row, size, own, cell.seed, device, scratch / f"{cell.name}.{state:08x}.npz")
+    return _measure(row, size, own, cell.seed, device, scratch / f"{cell.name}.{state:08x}.safetensors")
 
 
 def _measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device, checkpoint: Path) -> dict:
@@ -264,8 +270,8 @@ def _measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
     steps = tuple(sorted({k for k in TEST_STEPS if k <= most} | {own}))
     tasks = data.test(torch.Generator().manual_seed(2000 + seed))
     found = evaluate(method, problem, theta, tasks, metrics.accuracy, steps)
-    with precision(problem):
-        alone = one_at_a_time(problem, adapt(method, problem, theta, tasks, own), tasks)
+    with detached(problem.tf32):
+        alone = one_at_a_time(problem, adapt_all(method, problem, theta, tasks, own), tasks)
     return {
         "data": data.description,
         "size": asdict(size),
@@ -291,7 +297,7 @@ def _choose(row: str, size: Size, seed: int, device: torch.device) -> dict:
         tasks = data.validation(torch.Generator().manual_seed(3000 + seed))
         try:
             theta = _train(problem, method, data.train, size.trial_updates, seed)
-            u = adapt(method, problem, theta, tasks, trial.test_steps or trial.steps)
+            u = adapt_all(method, problem, theta, tasks, trial.test_steps or trial.steps)
             with torch.no_grad():
                 accuracy.append(metrics.accuracy(problem.predict(u, tasks.query_x), tasks.query_y).mean().item())
         except DivergenceError:

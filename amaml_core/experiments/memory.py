@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..meta import Method
+from ..meta import Method, meta_gradient
 from ..problem import Problem, check_theta
 from ..tasks import Tasks
 
@@ -139,11 +140,12 @@ def footprint(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> 
             "compiled kernels hide their tensors from the counters; measure with Problem(..., compile=False)"
         )
     check_theta(problem, theta, tasks)
-    method(problem, theta, tasks)  # what is made once for these shapes, the traced steps, is no part of a meta-gradient
+    problem = replace(problem, trace_after=0)
+    meta_gradient(method, problem, theta, tasks)  # what is made once for these shapes, the traced steps, is no part of it
     with LiveBytes() as live, GraphBytes(live) as graph:
         adapted, pullback = method(problem, theta, tasks)
         graph_bytes, held = graph.now, live.now
-        gradient = problem.query_gradient(adapted, tasks)  # (B, P)
+        gradient = problem.gradient(adapted, *tasks.query)  # (B, P)
         pullback(gradient)
     return Footprint(graph_bytes, held, live.peak)
 

@@ -11,9 +11,8 @@ import math
 import pandas as pd
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
-from ..flow import RK4, Field, runge_kutta_step
+from ..flow import RK4, Field, Stuck, adaptive_solve, runge_kutta_step
 from ..problem import Problem, check_theta
 from ..tasks import Tasks
 
@@ -55,7 +54,7 @@ def reconstruct(
         raise ValueError(f"reconstruct needs horizon > 0, pieces >= 1 and steps >= 1, not {horizon}, {pieces}, {steps}")
 
     def field(u: Tensor) -> Tensor:
-        return -problem.support_gradient(u, tasks)
+        return -problem.gradient(u, *tasks.support)
 
     path = [theta.expand(len(tasks), -1)]  # (B, P) at the ends of the pieces
     for _ in range(pieces):
@@ -75,9 +74,7 @@ def reconstruct(
 
 def _backward(field: Field, u: Tensor, span: float, rtol: float, atol: float, max_steps: int) -> Tensor:
     """The state (B, P) a time ``span`` earlier, or NaN where torchdiffeq cannot get there."""
-    times = torch.tensor([0.0, span], dtype=torch.float64, device=u.device)
-    options = {"max_num_steps": max_steps}
     try:
-        return odeint(lambda s, v: -field(v), u, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
-    except AssertionError:  # underflow in dt, a state that is not finite, or too many steps
+        return adaptive_solve(lambda v: -field(v), u, span, rtol, atol, max_steps)[0]
+    except Stuck:
         return torch.full_like(u, math.nan)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adjoint import Checkpoint, Store
-from ..chain import Chain, Gradients, Kernel
-from ..flow import Euler
+from ..chain import Gradients
 
 
 class Call(NamedTuple):
@@ -32,17 +31,30 @@ class Kept(NamedTuple):
     read: int
 
 
-@dataclass(frozen=True, eq=False)
-class _NoteTaker(Chain):
+@dataclass(frozen=True)
+class _NoteTaker:
     """A chain whose states are their own numbers, and which writes down its calls."""
 
+    steps: int
+    theta: Tensor = field(default_factory=lambda: torch.zeros(1, 1))
     calls: list[Call] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def start(self, lam: Tensor) -> Gradients:
+        return Gradients(lam)
 
     def forward(self, k: int, u: Tensor) -> Tensor:
         self.calls.append(Call("forward", int(u)))
         return u + 1
 
-    def backward(self, k: int, u: Tensor, u_next: Tensor, gradients: Gradients) -> Gradients:
+    def advance(self, start: int, stop: int, u: Tensor) -> Tensor:
+        for k in range(start, stop):
+            u = self.forward(k, u)
+        return u
+
+    def backward(self, k: int, u: Tensor, u_next: Tensor | None, gradients: Gradients) -> Gradients:
         self.calls.append(Call("backward", int(u)))
         return gradients
 
@@ -55,10 +67,9 @@ def calls(memory: Store | Checkpoint, steps: int) -> list[Call]:
     """
     if steps < 1 or not isinstance(memory, (Store, Checkpoint)):
         raise ValueError(f"calls needs Store or Checkpoint and steps >= 1, not {memory} and {steps}")
-    one = torch.zeros(1, 1)
-    chain = _NoteTaker(Kernel(None, Euler.tableau), one, torch.ones(steps, 1), ())
+    chain = _NoteTaker(steps)
     _, sweep = memory.solve(chain)
-    sweep(one)
+    sweep(chain.theta)
     return chain.calls
 
 

@@ -51,11 +51,10 @@ from .. import (
     meta_gradient,
     metrics,
 )  # fmt: skip
-from ..adjoint import Pullback
-from ..chain import Chain, Kernel
+from ..chain import Chain, Kernel, batched, chain
 from ..flow import DivergenceError, FixedStep
 from ..meta import Method
-from ..methods.descent import PLAIN, Descent, batched, descent_chain, inner_field, make_chain
+from ..methods.descent import Descent
 from ..samplers import PoolSampler, make_function_pools
 from .cells import Cell, program, read_records
 from .memory import footprint
@@ -103,31 +102,22 @@ class Thinned(Descent):
         if self.every < 1 or self.steps % self.every:
             raise ValueError(f"Thinned needs every to divide steps={self.steps}, not {self.every}")
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
-        u = batched(theta, tasks)
-        descent = descent_chain(problem, u, tasks, self.lr, self.steps)
+        descent = self.chain(problem, theta, tasks)
+        u = descent.theta
         kept = u.new_empty((self.steps // self.every, *u.shape))  # (K / m, B, P)
         for k in range(self.steps):
             if k % self.every == 0:
                 kept[k // self.every] = u
             u = descent.forward(k, u)
-        chain = _chain(
-            problem,
-            SOLVERS[self.solver],
-            descent.theta,
-            tasks,
-            self.lr * self.every,
-            self.steps // self.every,
-            continuous=True,
-        )
+        kernel = Kernel(problem, SOLVERS[self.solver].tableau, continuous=True)
+        flow = chain(kernel, theta, tasks, self.lr * self.every, self.steps // self.every)
 
         def pullback(gradient: Tensor) -> Tensor:
-            gradients, u_next = chain.start(gradient), u
-            for k in reversed(range(len(chain))):
-                gradients = chain.backward(k, kept[k], u_next, gradients)
+            gradients, u_next = flow.start(gradient), u
+            for k in reversed(range(len(flow))):
+                gradients = flow.backward(k, kept[k], u_next, gradients)
                 u_next = kept[k]
             return gradients.lam
 
@@ -155,15 +145,12 @@ class Truncated(Descent):
         if not 1 <= self.last <= self.steps:
             raise ValueError(f"Truncated needs 1 <= last <= steps={self.steps}, not {self.last}")
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
-        u = batched(theta, tasks)
-        descent = descent_chain(problem, u, tasks, self.lr, self.steps)
-        for k in range(self.steps - self.last):
-            u = descent.forward(k, u)
-        end, sweep = Store().solve(_chain(problem, Euler, u, tasks, self.lr, self.last))
+        descent = self.chain(problem, theta, tasks)
+        u = descent.advance(0, self.steps - self.last, descent.theta)
+        last = Chain(descent.kernel, u, descent.step_sizes[: self.last], descent.data)
+        end, sweep = Store().solve(last)
         return end, lambda gradient: sweep(gradient).lam
 
 
@@ -178,11 +165,9 @@ class Swapped(Descent):
 
     method: AMAML = AMAML()
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Adapted parameters (B, P) of the descent, and the other's pullback (B, P) -> (B, P)."""
-        return self.descend(problem, theta, tasks), self.method(problem, theta, tasks, stats)[1]
+        return self.chain(problem, theta, tasks).end(), self.method(problem, theta, tasks)[1]
 
 
 @dataclass(frozen=True)
@@ -190,24 +175,8 @@ class PlainDescent(GradientDescent):
     """Gradient descent for iMAML's pullback, without iMAML's proximal term: it ends where the other candidates end."""
 
     def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
-        chain = descent_chain(problem, batched(theta, tasks), tasks, self.lr, self.steps)
-        return lambda u: chain.forward(0, u)
-
-
-def _chain(
-    problem: Problem,
-    solver: type[FixedStep],
-    start: Tensor,
-    tasks: Tasks,
-    h: float,
-    steps: int,
-    continuous: bool = False,
-) -> Chain:
-    """``steps`` steps of size ``h`` along the gradient flow from ``start (B, P)``."""
-    kernel = Kernel(inner_field(problem, PLAIN, 0.0), solver.tableau, continuous=continuous)
-    step_sizes = torch.full((steps, 1), h, dtype=torch.float64)
-    data = ((tasks.support_x, tasks.support_y),)
-    return make_chain(problem, kernel, ("tradeoff", kernel.tableau, continuous), start, step_sizes, data)
+        descent = chain(Kernel(problem), theta, tasks, self.lr, self.steps)
+        return lambda u: descent.forward(0, u)
 
 
 @dataclass(frozen=True)
@@ -325,7 +294,7 @@ SIZES: dict[str, Size] = {
 @cache
 def make_problem(compile: bool, dtype: torch.dtype = torch.float32) -> Problem:
     """One problem for all cells of a process; its graphs depend on shapes alone, and are made once."""
-    return Problem(network(DATA.d).to(dtype), loss, compile=compile)
+    return Problem(network(DATA.d).to(dtype), loss, compile=compile, trace_after=0)
 
 
 def initial(seed: int) -> Tensor:
@@ -364,7 +333,7 @@ def trained_snapshots(size: Size, seed: int) -> dict[int, Tensor]:
 def pulled_back(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
     """Adapted parameters (B, P) and each task's gradient at theta (B, P)."""
     adapted, pullback = method(problem, theta, tasks)
-    return adapted, pullback(problem.query_gradient(adapted, tasks))
+    return adapted, pullback(problem.gradient(adapted, *tasks.query))
 
 
 def compare_gradients(lr: float, steps: int, theta: Tensor, tasks: Tasks, few: bool = False) -> dict:
@@ -433,7 +402,7 @@ def errors(lr: float, steps: int, size: Size, seed: int) -> dict:
 def along_descent(lr: float, steps: int, theta: Tensor, tasks: Tasks) -> dict[str, list[float]]:
     """The largest eigenvalue of each task's Hessian where the descent starts and where it ends."""
     problem, theta, tasks = make_problem(False, torch.float64), theta.double(), tasks.to(dtype=torch.float64)
-    end = FOMAML(lr, steps).descend(problem, theta, tasks)
+    end = FOMAML(lr, steps).chain(problem, theta, tasks).end()
     return {
         "start": largest_curvature(problem, batched(theta, tasks), tasks).tolist(),
         "end": largest_curvature(problem, end, tasks).tolist(),
@@ -445,7 +414,7 @@ def largest_curvature(problem: Problem, u: Tensor, tasks: Tasks, iterations: int
     v = torch.randn(u.shape, generator=torch.Generator().manual_seed(0), dtype=u.dtype)
     for _ in range(iterations):
         v = v / v.norm(dim=1, keepdim=True)
-        product = problem.support_hvp(u, tasks, v)
+        product = problem.hvp(u, *tasks.support, v)
         value, v = (v * product).sum(1), product
     return value
 

@@ -3,20 +3,20 @@ r"""A-MAML: adapt by the gradient-flow ODE, pull back by the adjoint ODE."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..adjoint import Backsolve, Checkpoint, Pullback, Store
-from ..chain import Chain, Kernel
+from ..adjoint import Backsolve, Checkpoint, Store
+from ..chain import Chain, Kernel, batched, chain
 from ..flow import DivergenceError, Dopri5, Euler, FixedStep, adaptive_grid
 from ..inner import InnerLoop
-from ..problem import Problem
+from ..meta import Diagnostics, Pullback
+from ..problem import Problem, not_finite
+from ..settings import one_of, positive
 from ..tasks import Tasks
-from .descent import batched, inner_field, make_chain, record
-from .released import ReleasedAMAML
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,15 @@ class AMAML:
     step_sizes: Tensor | None = None
     sensitivities: bool = False
     on_divergence: Literal["raise", "skip"] = "raise"
+    # what ``fit`` can learn, and where its gradient stands in the diagnostics
+    learnable: ClassVar[dict[str, str]] = {"horizon": "horizon_gradient", "step_sizes": "step_size_gradient"}
 
     def __post_init__(self) -> None:
         adaptive, backsolve = isinstance(self.solver, Dopri5), isinstance(self.memory, Backsolve)
-        if not self.horizon > 0:
-            raise ValueError(f"AMAML needs horizon > 0, not {self.horizon}")
-        if self.proximal < 0:
-            raise ValueError(f"AMAML needs proximal >= 0, not {self.proximal}")
-        for name, allowed in (("adjoint", ("discrete", "continuous")), ("on_divergence", ("raise", "skip"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+        positive(self, "horizon")
+        positive(self, "proximal", or_zero=True)
+        one_of(self, "adjoint", ("discrete", "continuous"))
+        one_of(self, "on_divergence", ("raise", "skip"))
         if self.adjoint == "continuous" or backsolve:
             if self.inner.clip_norm is not None:
                 raise ValueError("clipping breaks the adjoint ODE (its field is no gradient); use the discrete adjoint")
@@ -86,10 +85,9 @@ class AMAML:
             ):
                 raise ValueError(f"step_sizes must be positive, of shape (K={self.solver.steps}, 1 or G)")
 
-    @staticmethod
-    def as_released(horizon: float = 0.5, steps: int = 50, proximal: float = 1.0) -> ReleasedAMAML:
-        """The arithmetic of the authors' released code; see :class:`amaml_core.methods.released.ReleasedAMAML`."""
-        return ReleasedAMAML(horizon, steps, proximal)
+    def fixed(self, name: str) -> bool:
+        """Whether something else stands in the place of what is to be learned: given step sizes are not those of a horizon."""
+        return name == "horizon" and self.step_sizes is not None
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One step of the solver, of size T / K, without a graph; it may be repeated beyond the horizon.
@@ -102,74 +100,66 @@ class AMAML:
                 "the steps of this A-MAML differ from each other, so none can be repeated; evaluate it by "
                 "meta_gradient(...).adapted, or adapt with AdamAdaptation or a fixed-step A-MAML"
             )
-        chain = self._chain(problem, batched(theta, tasks), tasks)
-        return lambda u: chain.forward(0, u)
+        steps, _ = self._chain(problem, theta, tasks)
+        return lambda u: steps.forward(0, u)
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
         """Adapted parameters u(T) (B, P), and the pullback (B, P) -> (B, P)."""
-        chain = self._chain(problem, batched(theta, tasks), tasks, stats)
-        end, sweep = self.memory.solve(chain)
+        steps, diagnostics = self._chain(problem, theta, tasks)
+        end, sweep = self.memory.solve(steps)
         diverged = ~end.isfinite().all(1)  # (B,)
         if self.on_divergence == "raise" and diverged.any():
-            raise DivergenceError(describe_divergence(chain, diverged))
-        record(stats, diverged=diverged)
+            raise DivergenceError(describe_divergence(steps, diverged, theta, tasks))
+        diagnostics = replace(diagnostics, diverged=diverged)
 
-        def pullback(gradient: Tensor) -> Tensor:
+        def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
             gradients = sweep(gradient)
             total = gradients.lam if gradients.theta is None else gradients.lam + gradients.theta
+            found = diagnostics
             if self.sensitivities:
                 by_step = torch.stack(gradients.step_sizes[::-1], dim=1)  # (B, K, G)
                 by_step = by_step.masked_fill(diverged[:, None, None], 0)
-                by_horizon = (by_step * chain.step_sizes.to(by_step) / self.horizon).sum(
-                    (1, 2)
-                )  # h_k = T times a fixed ratio
-                record(stats, step_size_gradient=by_step, horizon_gradient=by_horizon)
-            return total.masked_fill(diverged[:, None], 0)
+                # h_k is T times a fixed ratio
+                by_horizon = (by_step * steps.step_sizes.to(by_step) / self.horizon).sum((1, 2))  # (B,)
+                found = replace(found, step_size_gradient=by_step, horizon_gradient=by_horizon)
+            return total.masked_fill(diverged[:, None], 0), found
 
-        return end, pullback
+        return end, Pullback(pullback)
 
-    def _chain(self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None) -> Chain:
-        """The steps from ``theta (B, P)`` to the horizon."""
-        data = ((tasks.support_x, tasks.support_y),)
-        if self.inner.minibatch is not None:
-            schedule = self.inner.schedule(self.solver.steps, tasks)  # (K, minibatch)
-            data = tuple((tasks.support_x[:, rows], tasks.support_y[:, rows]) for rows in schedule)
-
-        field = inner_field(problem, self.inner, self.proximal)
-        if isinstance(self.solver, Dopri5):
-            grid = adaptive_grid(self.solver, lambda u: field(u, theta, *data[0]), theta, self.horizon)
-            step_sizes = torch.tensor(grid.step_sizes, dtype=torch.float64)[:, None]
-            record(stats, steps=len(step_sizes), rejected=grid.rejected, gradient_evaluations=grid.evaluations)
-        else:
-            steps = self.solver.steps
-            step_sizes = torch.full((steps, 1), self.horizon / steps, dtype=torch.float64)
-            if self.step_sizes is not None:
-                step_sizes = self.step_sizes.detach().to("cpu", torch.float64)
-            record(stats, steps=steps, rejected=0, gradient_evaluations=steps * len(self.solver.tableau.b))
+    def _chain(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Chain, Diagnostics]:
+        """The steps from ``theta (P,)`` to the horizon, and what they cost."""
+        continuous = self.adjoint == "continuous" or isinstance(self.memory, Backsolve)
+        groups = 1 if self.step_sizes is None else self.step_sizes.shape[1]
         kernel = Kernel(
-            field, self.solver.tableau, problem.groups(step_sizes.shape[1]),
-            theta_enters=self.proximal > 0, sensitivities=self.sensitivities,
-            continuous=self.adjoint == "continuous" or isinstance(self.memory, Backsolve),
-        )  # fmt: skip
-        key = (kernel.tableau, self.inner, self.proximal, kernel.sensitivities, kernel.continuous)
-        return make_chain(problem, kernel, key, theta, step_sizes, data, back=not isinstance(self.memory, Backsolve))
+            problem, self.solver.tableau, self.inner, self.proximal, groups, self.sensitivities, continuous
+        )
+        if isinstance(self.solver, Dopri5):
+            start = batched(theta, tasks)
+            grid = adaptive_grid(self.solver, lambda u: kernel.field(u, start, *tasks.support), start, self.horizon)
+            sizes = torch.tensor(grid.step_sizes, dtype=torch.float64)[:, None]  # (K, 1)
+            cost = Diagnostics(steps=len(sizes), rejected=grid.rejected, gradient_evaluations=grid.evaluations)
+            return chain(kernel, theta, tasks, sizes, len(sizes)), cost
+        count = self.solver.steps
+        sizes = self.horizon / count if self.step_sizes is None else self.step_sizes.detach().to("cpu", torch.float64)
+        cost = Diagnostics(steps=count, rejected=0, gradient_evaluations=count * len(self.solver.tableau.b))
+        return chain(kernel, theta, tasks, sizes, count, self.inner.schedule(count, tasks)), cost
 
 
-def describe_divergence(chain: Chain, diverged: Tensor) -> str:
-    """Which task of the chunk left the finite numbers first, at which step, and how far its last finite step went."""
-    u, last = chain.theta, torch.zeros(len(chain.theta))
-    for k in range(len(chain)):
-        following = chain.forward(k, u)
+def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Tasks) -> str:
+    """Which task of the chunk left the finite numbers first, at which step, how far its last finite step went, and the likely cause."""
+    if reason := not_finite(theta, tasks):
+        return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks is not finite, because {reason}"
+    u, last = steps.theta, torch.zeros(len(steps.theta))
+    for k in range(len(steps)):
+        following = steps.forward(k, u)
         lost = ~following.isfinite().all(1)
         if lost.any():
             task = int(lost.nonzero()[0])
             return (
                 f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, task {task} first, at inner step "
-                f"{k + 1} of {len(chain)}; its last finite update had the norm {last[task]:.3g}. The inner step size "
-                f"{chain.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss: take more steps, "
+                f"{k + 1} of {len(steps)}; its last finite update had the norm {last[task]:.3g}. The inner step size "
+                f"{steps.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss: take more steps, "
                 'a shorter horizon, or on_divergence="skip"'
             )
         last, u = (following - u).norm(dim=1), following
-    raise AssertionError("a diverged chain must diverge again when it is replayed")
+    return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, and not when it was run again"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..adjoint import Pullback
+from ..meta import Pullback
 from ..problem import Problem
 from ..tasks import Tasks
-from .descent import Descent, record
+from .descent import Descent
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,6 @@ class FOMAML(Descent):
     lr: float = 0.01
     steps: int = 5
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the identity."""
-        record(stats, steps=self.steps, gradient_evaluations=self.steps)
-        return self.descend(problem, theta, tasks), lambda gradient: gradient
+        return self.chain(problem, theta, tasks).end(), Pullback(lambda gradient: (gradient, self.diagnostics()))

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..adjoint import Pullback
+from ..chain import Kernel, batched, chain
 from ..flow import DivergenceError
 from ..linalg import conjugate_gradients
+from ..meta import Diagnostics, Pullback
 from ..problem import Problem
+from ..settings import count, one_of, positive
 from ..tasks import Tasks
-from .descent import batched, check_descent, descent_chain, record
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class GradientDescent:
     steps: int = 50
 
     def __post_init__(self) -> None:
-        check_descent("GradientDescent", self.lr, self.steps)
+        positive(self, "lr")
+        count(self, "steps")
 
     def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
         """One step ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
-        chain = descent_chain(problem, batched(theta, tasks), tasks, self.lr, self.steps, regularization)
-        return lambda u: chain.forward(0, u)
+        descent = chain(Kernel(problem, proximal=regularization), theta, tasks, self.lr, self.steps)
+        return lambda u: descent.forward(0, u)
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,21 @@ class HessianFree:
     slope_share: float = 1e-4
 
     def __post_init__(self) -> None:
-        if min(self.cg_steps, self.steps, self.halvings) < 1 or not 0 < self.slope_share < 1:
-            raise ValueError(f"HessianFree needs counts >= 1 and 0 < slope_share < 1, not {self}")
+        for name in ("cg_steps", "steps", "halvings"):
+            count(self, name)
+        if not 0 < self.slope_share < 1:
+            raise ValueError(f"HessianFree needs 0 < slope_share < 1, not {self.slope_share}")
 
     def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
         """One Newton step ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
 
         def loss(u: Tensor) -> Tensor:  # (B,)
-            return problem.support_loss(u, tasks) + regularization / 2 * (u - theta).square().sum(1)
+            return problem.losses(u, *tasks.support) + regularization / 2 * (u - theta).square().sum(1)
 
         def newton(u: Tensor) -> Tensor:
-            gradient = problem.support_gradient(u, tasks) + regularization * (u - theta)
-            direction = conjugate_gradients(
-                lambda v: problem.support_hvp(u, tasks, v) + regularization * v, -gradient, self.cg_steps
-            ).x
+            gradient = problem.gradient(u, *tasks.support) + regularization * (u - theta)
+            hessian = problem.hessian(u, *tasks.support)
+            direction = conjugate_gradients(lambda v: hessian(v) + regularization * v, -gradient, self.cg_steps).x
             start, slope = loss(u), (gradient * direction).sum(1)  # (B,), (B,) negative
             slack = 10 * torch.finfo(u.dtype).eps * start.abs()  # close to the minimum, losses differ by rounding alone
 
@@ -128,41 +131,28 @@ class IMAML:
     on_negative_curvature: Literal["raise", "truncate"] = "raise"
 
     def __post_init__(self) -> None:
-        if not self.regularization > 0:
-            raise ValueError(
-                f"IMAML needs regularization > 0, not {self.regularization}: without it the optimum forgets theta"
-            )
-        if self.cg_steps < 1 or self.cg_tolerance < 0:
-            raise ValueError(
-                f"IMAML needs cg_steps >= 1 and cg_tolerance >= 0, not {self.cg_steps} and {self.cg_tolerance}"
-            )
-
-        if self.on_negative_curvature not in ("raise", "truncate"):
-            raise ValueError(f'on_negative_curvature must be "raise" or "truncate", not {self.on_negative_curvature!r}')
+        positive(self, "regularization")  # without it the optimum forgets theta
+        count(self, "cg_steps")
+        positive(self, "cg_tolerance", or_zero=True)
+        one_of(self, "on_negative_curvature", ("raise", "truncate"))
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
         """One step of the inner solver, without a graph."""
         return self.inner.step(problem, theta, tasks, self.regularization)
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
-        """Adapted parameters (B, P), and the pullback (B, P) -> (B, P); stats gain the ``cg_residual`` (B,)."""
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
+        """Adapted parameters (B, P), and the pullback (B, P) -> (B, P), which knows its ``cg_residual`` (B,)."""
         theta = theta.detach()
         step = self.inner_step(problem, theta, tasks)
         u = batched(theta, tasks)
         for _ in range(self.inner.steps):
             u = step(u)
-        record(stats, steps=self.inner.steps)
 
-        def pullback(gradient: Tensor) -> Tensor:
+        def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
+            hessian = problem.hessian(u, *tasks.support)
             solution = conjugate_gradients(
-                lambda v: v + problem.support_hvp(u, tasks, v) / self.regularization,
-                gradient,
-                self.cg_steps,
-                self.cg_tolerance,
+                lambda v: v + hessian(v) / self.regularization, gradient, self.cg_steps, self.cg_tolerance
             )
-            record(stats, cg_residual=solution.residual, indefinite=solution.indefinite)
             if self.on_negative_curvature == "raise" and solution.indefinite.any():
                 worst = solution.indefinite.nonzero().flatten().tolist()
                 raise DivergenceError(
@@ -170,6 +160,8 @@ class IMAML:
                     "I + H/regularization is not positive definite, and the adapted parameters are no minimum of the proximal "
                     'problem. Raise regularization, take more inner steps, or pass on_negative_curvature="truncate"'
                 )
-            return solution.x
+            return solution.x, Diagnostics(
+                steps=self.inner.steps, cg_residual=solution.residual, indefinite=solution.indefinite
+            )
 
-        return u, pullback
+        return u, Pullback(pullback)

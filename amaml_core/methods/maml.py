@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adjoint import Pullback
+from ..chain import batched
+from ..meta import Diagnostics, Pullback
 from ..problem import Problem
 from ..tasks import Tasks
-from .descent import Descent, batched, record
+from .descent import Descent
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ class MAML(Descent):
     lr: float = 0.01
     steps: int = 5
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
         start = batched(theta, tasks).requires_grad_()
         with torch.enable_grad():
             u = start
             for _ in range(self.steps):
-                u = u - self.lr * problem.support_gradient(u, tasks, create_graph=True)
-        record(stats, steps=self.steps, gradient_evaluations=self.steps)
-        return u.detach(), lambda gradient: torch.autograd.grad(u, start, gradient, retain_graph=True)[0]
+                u = u - self.lr * problem.gradient(u, *tasks.support, create_graph=True)
+
+        def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
+            return torch.autograd.grad(u, start, gradient, retain_graph=True)[0], self.diagnostics()
+
+        return u.detach(), Pullback(pullback)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..adjoint import Pullback
+from ..meta import Pullback
 from ..problem import Problem
 from ..tasks import Tasks
-from .descent import Descent, record
+from .descent import Descent
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,7 @@ class Reptile(Descent):
     lr: float = 0.01
     steps: int = 5
 
-    def __call__(
-        self, problem: Problem, theta: Tensor, tasks: Tasks, stats: dict | None = None
-    ) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and a pullback that returns ``theta - adapted`` (B, P) whatever it is given."""
-        record(stats, steps=self.steps, gradient_evaluations=self.steps)
-        adapted = self.descend(problem, theta, tasks)
-        return adapted, lambda gradient: theta.detach() - adapted
+        adapted = self.chain(problem, theta, tasks).end()
+        return adapted, Pullback(lambda gradient: (theta.detach() - adapted, self.diagnostics()))

@@ -1,0 +1,103 @@
+"""The state of a training run as one safetensors file: tensors, and all else as JSON in its header. No pickle, and never half a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .identity import differences
+from .records import write_beside
+
+FORMAT = "amaml_core checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run.
+
+    Attributes:
+        identity: what the run's result depends on, see :func:`amaml_core.identity.describe`.
+        state: nested dictionaries and lists of tensors, numbers, strings and ``None``.
+    """
+
+    identity: dict[str, str]
+    state: dict
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint beside its target and rename it.
+
+    Raises:
+        TypeError: the state holds what a checkpoint cannot.
+    """
+    from safetensors.torch import save as encode
+
+    tensors: dict[str, Tensor] = {}
+    content = {"identity": checkpoint.identity, "state": flatten(checkpoint.state, tensors)}
+    write_beside(path, encode(tensors, metadata={"format": FORMAT, "content": json.dumps(content)}))
+
+
+def load(path: Path, identity: dict[str, str]) -> dict:
+    """The state of the checkpoint of this very run.
+
+    Raises:
+        ValueError: it is no checkpoint, it is damaged, or it belongs to another run; the message says in what they differ.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    remedy = "Delete it or choose another file"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("format") != FORMAT:
+            raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+        content = json.loads(header["content"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no checkpoint that can be read: {error}. {remedy}") from None
+    if found := differences(content["identity"], identity):
+        lines = "\n  ".join(found[:20])
+        raise ValueError(f"{path} belongs to another run:\n  {lines}\n{remedy}")
+    return unflatten(content["state"], tensors)
+
+
+def flatten(state: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
+    """What JSON can hold of a state; its tensors go into ``tensors``, and their names stay.
+
+    Raises:
+        TypeError: an entry is neither.
+    """
+    if isinstance(state, (Tensor, np.ndarray)):
+        tensors[name] = torch.as_tensor(state).detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(state, dict):
+        pairs = [[key, flatten(value, tensors, f"{name}.{key}")] for key, value in state.items()]
+        if bad := [key for key in state if not isinstance(key, (str, int))]:
+            raise TypeError(f"a checkpoint cannot hold {name} with the key {bad[0]!r}")
+        return {"dict": pairs}
+    if isinstance(state, (list, tuple)):
+        return {type(state).__name__: [flatten(value, tensors, f"{name}.{i}") for i, value in enumerate(state)]}
+    if isinstance(state, np.generic):
+        return state.item()
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state
+    raise TypeError(f"a checkpoint cannot hold {name}, a {type(state).__name__}")
+
+
+def unflatten(content: Any, tensors: dict[str, Tensor]) -> Any:
+    """The state that :func:`flatten` took apart."""
+    if not isinstance(content, dict):
+        return content
+    ((kind, value),) = content.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: unflatten(entry, tensors) for key, entry in value}
+    entries = [unflatten(entry, tensors) for entry in value]
+    return tuple(entries) if kind == "tuple" else entries

@@ -1,0 +1,917 @@
+"""Right, or clearly refused: kinds of trouble that users bring, each with the value that is right, or the error that says what to do."""
+
+import copy
+import io
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import problems
+import pytest
+import torch
+from problems import F64, relative
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.checkpoint import checkpoint
+
+import amaml_core
+from amaml_core import (
+    AMAML,
+    FOMAML,
+    IMAML,
+    MAML,
+    RK4,
+    AdamAdaptation,
+    Checkpoint,
+    DivergenceError,
+    Euler,
+    GradientDescent,
+    InnerLoop,
+    Reptile,
+    Tasks,
+    adapt,
+    evaluate,
+    fit,
+    meta_gradient,
+    metrics,
+)
+from amaml_core.adjoint import revolve_bounds
+
+LR, K = 0.05, 4
+METHODS = [AMAML(LR * K, Euler(K)), MAML(LR, K)]
+draw = partial(torch.randn, dtype=F64)
+
+
+Problem = partial(amaml_core.Problem, trace_after=1)  # traces whatever comes for the second time
+
+
+def regression(**sizes):
+    problem, *rest = problems.regression(**sizes)
+    return Problem(problem.model, problem.loss), *rest
+
+
+def by_hand(model, loss, theta, tasks, lr=LR, steps=K, free=None):
+    """The meta-gradient of ``steps`` steps by autograd alone, one task at a time, on the module itself."""
+    total = torch.zeros_like(theta)
+    free = torch.ones(len(theta), dtype=torch.bool) if free is None else free
+    for b in range(len(tasks)):
+        start = theta.clone().requires_grad_()
+        names, shapes = zip(*((n, p.shape) for n, p in model.named_parameters()), strict=True)
+
+        def value(u, x, y, names=names, shapes=shapes):
+            pieces = [piece.view(shape) for piece, shape in zip(u.split([s.numel() for s in shapes]), shapes, strict=True)]
+            return loss(torch.func.functional_call(model, dict(zip(names, pieces, strict=True)), (x,)), y)
+
+        u = start
+        for _ in range(steps):
+            gradient = torch.autograd.grad(value(u, *(t[b] for t in tasks.support)), u, create_graph=True)[0]
+            u = u - lr * torch.where(free, gradient, 0)
+        total += torch.autograd.grad(value(u, *(t[b] for t in tasks.query)), start)[0]
+    return total / len(tasks)
+
+
+def seeded(build):
+    torch.manual_seed(0)
+    return build()
+
+
+# ------------------------------------------------------------------------------------ A. calls share nothing that changes
+
+
+def test_threads_do_not_disturb_each_other_or_the_model():
+    problem, theta, tasks = regression(tasks=4)
+    jobs = [(method, tasks[:n], theta + n) for method in (*METHODS, FOMAML(LR, K)) for n in (1, 2, 3, 4)]
+    fresh = Problem(problem.model, mse_loss, trace=False)
+    expected = [meta_gradient(method, fresh, at, some).gradient for method, some, at in jobs]
+    before = {name: (p, p.clone()) for name, p in problem.model.named_parameters()}
+    flags = torch.backends.cudnn.allow_tf32, torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    wrong = []
+
+    def work(seed):
+        order = random.Random(seed)
+        for _ in range(60):
+            i = order.randrange(len(jobs))
+            method, some, at = jobs[i]
+            try:
+                if not torch.equal(meta_gradient(method, problem, at, some).gradient, expected[i]):
+                    wrong.append(jobs[i][0])
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    for name, p in problem.model.named_parameters():
+        assert p is before[name][0] and torch.equal(p, before[name][1])
+    assert flags == (
+        torch.backends.cudnn.allow_tf32, torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    )  # fmt: skip
+
+
+def copies():
+    yield "pickle", lambda p: pickle.loads(pickle.dumps(p))
+    yield "deepcopy", copy.deepcopy
+    yield "torch.save", lambda p: torch.load(_saved(p), weights_only=False)
+
+
+def _saved(problem):
+    buffer = io.BytesIO()
+    torch.save(problem, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.mark.parametrize(("how", "made"), list(copies()), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_problem_that_was_used_can_be_copied_and_leaves_its_graphs_behind(how, made):
+    problem, theta, tasks = regression()
+    expected = [meta_gradient(METHODS[0], problem, theta, tasks).gradient for _ in range(2)]
+    other = made(problem)
+    assert len(problem.graphs) == 1 and len(other.graphs) == 0 and other.chunk_size == problem.chunk_size
+    assert torch.equal(meta_gradient(METHODS[0], other, theta, tasks).gradient, expected[1])
+
+
+def test_graphs_are_kept_by_value_and_not_without_end():
+    problem, theta, tasks = regression(support=40)
+    for _ in range(5):  # new settings of equal value, masks among them
+        inner = InnerLoop(weight_decay=0.1, mask=torch.arange(len(theta)) > 3)
+        meta_gradient(AMAML(LR, Euler(1), inner=inner), problem, theta, tasks)
+    assert len(problem.graphs) == 1
+    for size in range(1, 41):
+        some = Tasks(tasks.support_x[:, :size], tasks.support_y[:, :size], *tasks.query)
+        meta_gradient(AMAML(LR, Euler(1)), problem, theta, some)
+    assert len(problem.graphs) == problem.graphs.size == 32
+    assert not any(problem.graphs.get(key).graphs for key in problem.graphs.keys()[1:])  # none came twice: none was traced
+
+
+def test_inference_mode_gives_the_gradient_and_leaves_no_mark():
+    problem, theta, tasks = regression()
+    expected = meta_gradient(METHODS[0], Problem(problem.model, mse_loss, trace=False), theta, tasks).gradient
+    with torch.inference_mode():
+        inside = [t.clone() for t in tasks.tensors]
+        for data in (tasks, Tasks(*inside)):
+            found = meta_gradient(METHODS[0], problem, theta.clone(), data)
+            assert torch.equal(found.gradient, expected) and not found.gradient.is_inference()
+        table = evaluate(METHODS[0], problem, theta.clone(), Tasks(*inside), metrics.rmse, steps=(K,))
+    again = [meta_gradient(METHODS[0], problem, theta, tasks).gradient for _ in range(3)]
+    assert all(torch.equal(g, expected) for g in again)
+    assert any(problem.graphs.get(key).graphs.get("back") for key in problem.graphs.keys())
+    assert np.array_equal(table["query"], evaluate(METHODS[0], problem, theta, tasks, metrics.rmse, steps=(K,))["query"])
+
+
+def test_a_first_call_that_fails_is_not_held_against_the_model():
+    problem, theta, tasks = regression()
+    fails = [True]
+
+    def loss(prediction, target):
+        if fails[0]:
+            raise RuntimeError("the disk is full")
+        return mse_loss(prediction, target)
+
+    problem = Problem(problem.model, loss)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+    fails[0] = False
+    for _ in range(3):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+    assert {"step", "back"} == {name for key in problem.graphs.keys() for name in problem.graphs.get(key).graphs}
+
+
+def test_what_a_forward_pass_leaves_behind_is_gone_with_it():
+    class Keeper(nn.Sequential):
+        def forward(self, x):
+            self.count = getattr(self, "count", 0) + 1
+            self.seen.append(x)
+            self.last = super().forward(x)
+            return self.last
+
+    model = seeded(lambda: Keeper(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double())
+    model.seen = []
+    problem, _, tasks = regression()
+    problem = Problem(model, mse_loss)
+    meta_gradient(MAML(LR, K), problem, problem.initial_parameters(), tasks)
+    assert model.seen == [] and not hasattr(model, "count") and not hasattr(model, "last")
+
+
+# ------------------------------------------------------------------------- B. models that vmap does not compute as they are
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.layer, self.head = kind(2, 3, batch_first=True, **options), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.embed, self.kind, self.head = nn.Linear(2, 4), kind, nn.Linear(4, 1)
+        if kind == "encoder":
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        elif kind == "multihead":
+            self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        h = self.embed(x)
+        if self.kind == "encoder":
+            h = self.layer(h)
+        elif self.kind == "multihead":
+            h = self.layer(h, h, h, need_weights=False)[0]
+        else:
+            h = nn.functional.scaled_dot_product_attention(h, h, h)
+        return self.head(h[:, -1])
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.words(x).mean(1).tanh())
+
+
+class OldFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].exp()
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Recomputed(nn.Module):
+    """Its first layers keep no activations, if so asked."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.body, self.head, self.keep = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 1), keep
+
+    def forward(self, x):
+        return self.head(self.body(x) if self.keep else checkpoint(self.body, x, use_reentrant=False))
+
+
+def old_function():
+    return nn.Sequential(nn.Linear(2, 4), Apply(OldFunction.apply), nn.Linear(4, 1))
+
+
+MODELS = {
+    "Embedding": Words,
+    **{kind.__name__: partial(Recurrent, kind) for kind in (nn.RNN, nn.GRU, nn.LSTM)},
+    **{kind: partial(Attention, kind) for kind in ("encoder", "multihead", "sdpa")},
+    "Function": old_function,
+    "checkpoint": partial(Recomputed, False),
+}
+
+
+def sequences(name, tasks=3, dtype=F64):
+    """A model that vmap does not take, or takes wrongly, and tasks of points that are sequences of length 4."""
+    model, g = seeded(MODELS[name]).to(dtype), torch.Generator().manual_seed(1)
+    if name == "Embedding":
+        x = torch.randint(0, 5, (tasks, 11, 4), generator=g)
+    else:
+        x = draw(tasks, 11, 4, 2, generator=g) if name not in ("Function", "checkpoint") else draw(tasks, 11, 2, generator=g)
+    y = draw(tasks, 11, 1, generator=g)
+    data = Tasks(x[:, :6], y[:, :6], x[:, 6:], y[:, 6:]).to(dtype=dtype)
+    problem = Problem(model, mse_loss)
+    return problem, problem.initial_parameters() + 0.1, data
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be batched")
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_vmap_does_not_take_have_their_own_gradient(name, tasks):
+    problem, theta, data = sequences(name, tasks)
+    reference = seeded(partial(Recomputed, True)).double() if name == "checkpoint" else problem.model
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = by_hand(reference, mse_loss, theta, data)
+    for method in METHODS:
+        for _ in range(3):
+            assert relative(meta_gradient(method, problem, theta, data).gradient, expected) < 1e-11
+    u = adapt(METHODS[1], problem, theta, data, K)
+    losses = [problem.losses(u[b : b + 1], *(t[b : b + 1] for t in data.query)) for b in range(tasks)]
+    assert torch.allclose(problem.losses(u, *data.query), torch.cat(losses), rtol=1e-12)
+    v = draw(u.shape, generator=torch.Generator().manual_seed(3))
+    if name == "Embedding":
+        v[:, :3] = 0  # the padding's row is a constant
+    difference = (problem.gradient(u + 1e-5 * v, *data.support) - problem.gradient(u - 1e-5 * v, *data.support)) / 2e-5
+    assert relative(problem.hvp(u, *data.support, v), difference) < 1e-6
+
+
+def test_that_tasks_are_run_one_by_one_is_said_once_with_the_reason():
+    problem, theta, data = sequences("Embedding")
+    with pytest.warns(UserWarning, match="run one by one: its gradients are not those of the tasks alone") as caught:
+        for n in (3, 2, 3):
+            meta_gradient(METHODS[0], problem, theta, data[:n])
+    assert len(caught) == 1
+    rows = problem.gradient(theta.expand(3, -1), *data.support)[:, :15].view(3, 5, 3)
+    assert (rows[:, 0] == 0).all() and (rows[:, 1:] != 0).any()  # the padding's row does not move
+
+
+@pytest.mark.parametrize("name", ["encoder", "multihead", "sdpa"])
+def test_attention_is_batched(name):
+    problem, theta, data = sequences(name)
+    assert problem.batches(data)
+
+
+# ---------------------------------------------------------------------------------- C. pure is what acts so, not what is called so
+
+
+class Noisy(nn.Module):
+    def __init__(self, noise):
+        super().__init__()
+        self.layer, self.noise = nn.Linear(2, 1), noise
+
+    def forward(self, x):
+        return self.noise(self.layer(x))
+
+
+RANDOM = {
+    "functional dropout": lambda: Noisy(nn.functional.dropout),
+    "rare dropout": lambda: Noisy(partial(nn.functional.dropout, p=1e-9)),
+    "RReLU": lambda: nn.Sequential(nn.Linear(2, 1), nn.RReLU()),
+    "torch.rand": lambda: Noisy(lambda x: x + torch.rand(1)),
+    "numpy": lambda: Noisy(lambda x: x * np.random.default_rng().random()),
+    "random": lambda: Noisy(lambda x: x * random.random()),
+    "attention dropout": lambda: nn.Sequential(nn.Linear(2, 4), Apply(lambda h: nn.functional.scaled_dot_product_attention(h, h, h, dropout_p=0.5)), nn.Linear(4, 1)),
+    "LSTM dropout": lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_random_model_is_refused(name, chunk_size):
+    _, _, tasks = regression()
+    if name == "LSTM dropout":
+        tasks = sequences("LSTM")[2]
+    problem = Problem(seeded(RANDOM[name]).double(), mse_loss, chunk_size=chunk_size)
+    for method in (*METHODS, FOMAML(), IMAML()):
+        with pytest.raises(ValueError, match="is random.*model.eval()"):
+            meta_gradient(method, problem, problem.initial_parameters(), tasks)
+    with pytest.raises(ValueError, match="is random"):
+        problem.predict(problem.initial_parameters()[None], tasks.support_x[:1])
+
+
+def test_a_random_loss_is_refused():
+    problem, theta, tasks = regression()
+    with pytest.raises(ValueError, match="the model or the loss is random"):
+        meta_gradient(METHODS[0], Problem(problem.model, lambda p, y: mse_loss(p, y) * torch.rand(())), theta, tasks)
+
+
+def test_training_mode_after_construction_is_noticed():
+    _, _, tasks = regression()
+    model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1)).double().eval()
+    problem = Problem(model, mse_loss)
+    theta = problem.initial_parameters()
+    for _ in range(3):  # eagerly, then traced
+        assert relative(meta_gradient(METHODS[0], problem, theta, tasks).gradient, by_hand(model, mse_loss, theta, tasks)) < 1e-11
+    model.train()
+    with pytest.raises(ValueError, match="is random"):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+
+
+def test_a_call_that_changes_buffers_is_refused_and_changes_none():
+    _, _, tasks = regression()
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3))).double()
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    with pytest.raises(ValueError, match=r"changes its buffers \['0.parametrizations.weight.0._u'"):
+        meta_gradient(METHODS[0], Problem(model, mse_loss), Problem(model, mse_loss).initial_parameters(), tasks)
+    assert before and all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    with pytest.raises(ValueError, match="track_running_stats=False"):
+        Problem(nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1)), mse_loss)
+
+
+def norms():
+    yield "BatchNorm", nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    yield "spectral norm", nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 3)), nn.Tanh(), nn.Linear(3, 1))
+    yield "weight norm", nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), nn.Tanh(), nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize(("name", "model"), list(norms()), ids=lambda v: v if isinstance(v, str) else "")
+def test_running_statistics_that_stand_still_are_as_good_as_constants(name, model):
+    _, _, tasks = regression()
+    model = model.double()
+    model(tasks.support_x[0])  # statistics that are not those of a new layer
+    model.eval()
+    problem = Problem(model, mse_loss)
+    theta = problem.initial_parameters() + 0.1
+    for method in METHODS:
+        for _ in range(3):
+            assert relative(meta_gradient(method, problem, theta, tasks).gradient, by_hand(model, mse_loss, theta, tasks)) < 1e-11
+
+
+def test_weights_that_are_held_elsewhere_are_followed_or_refused():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+            self.layers, self.named, self.run = [self.a, nn.Tanh(), self.b], {"w": self.b.weight}, self.through
+
+        def through(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x * self.named["w"].sum()
+
+        def forward(self, x):
+            return self.run(x)
+
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 1)
+            self.run = lambda x: self.a(x)
+
+        def forward(self, x):
+            return self.run(x)
+
+    _, _, tasks = regression()
+    listed, plain = seeded(Listed).double(), seeded(Listed).double()
+    plain.layers = plain.named = plain.run = None
+    plain.forward = lambda x: plain.b(plain.a(x).tanh()) * plain.b.weight.sum()
+    problem = Problem(listed, mse_loss)
+    theta = problem.initial_parameters() + 0.1
+    assert relative(meta_gradient(METHODS[0], problem, theta, tasks).gradient, by_hand(plain, mse_loss, theta, tasks)) < 1e-11
+    for closed in (Closed(), torch.compile(nn.Linear(2, 1), backend="eager")):
+        problem = Problem(closed.double(), mse_loss)
+        with pytest.raises(ValueError, match=r"does not compute with the parameter '.*weight'.*Pass the plain module"):
+            meta_gradient(METHODS[0], problem, problem.initial_parameters(), tasks)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AMAML(LR * K, RK4(K), Checkpoint(), proximal=0.5), FOMAML(LR, K), Reptile(LR, K), IMAML(GradientDescent(LR, K), 2.0)], ids=lambda m: type(m).__name__)  # fmt: skip
+def test_frozen_is_frozen_everywhere(method):
+    problem, theta, tasks = regression(tasks=4)
+    problem.model[0].requires_grad_(False)
+    frozen = torch.arange(len(theta)) < 24
+    estimate = meta_gradient(method, problem, theta, tasks)
+    assert (estimate.gradient[frozen] == 0).all() and (estimate.gradient[~frozen] != 0).all()
+    assert torch.equal(estimate.adapted[:, frozen], theta[frozen].expand(4, -1))
+    if method in METHODS:
+        expected = by_hand(problem.model, mse_loss, theta, tasks, free=~frozen)
+        assert relative(estimate.gradient[~frozen], expected[~frozen]) < 1e-11
+    for make in (lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.5), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1)):
+        trained = fit(method, problem, lambda g: tasks, 3, make, progress=False).theta
+        assert torch.equal(trained[frozen], theta[frozen]) and (trained[~frozen] != theta[~frozen]).all()
+    decayed = AMAML(LR * K, Euler(K), inner=InnerLoop(weight_decay=0.3))
+    for other in (decayed, AdamAdaptation(LR, weight_decay=0.3)):
+        assert torch.equal(adapt(other, problem, theta, tasks, 3)[:, frozen], theta[frozen].expand(4, -1))
+    problem.model[0].requires_grad_(True)  # and thawed again, it moves
+    assert (meta_gradient(method, problem, theta, tasks).gradient != 0).all()
+
+
+def test_a_mask_keeps_parameters_from_adapting_and_not_from_being_trained():
+    problem, theta, tasks = regression()
+    mask = torch.arange(len(theta)) >= 24
+    found = meta_gradient(AMAML(LR * K, Euler(K), inner=InnerLoop(mask=mask.tolist())), problem, theta, tasks)
+    assert torch.equal(found.adapted[:, ~mask], theta[~mask].expand(3, -1))
+    assert relative(found.gradient, by_hand(problem.model, mse_loss, theta, tasks, free=mask)) < 1e-11
+    assert (found.gradient != 0).all()
+    with pytest.raises(ValueError, match="a mask of 3 entries does not fit the model's P=105 parameters"):
+        meta_gradient(AMAML(inner=InnerLoop(mask=[True] * 3)), problem, theta, tasks)
+    with pytest.raises(ValueError, match="true or false for each parameter"):
+        InnerLoop(mask=[0.5, 1.0])
+
+
+def test_a_model_without_a_free_parameter_is_refused():
+    problem, theta, tasks = regression()
+    problem.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to adapt"):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+
+
+# ------------------------------------------------------------------------------------------ D. a trace that has become wrong
+
+
+def drifting(change):
+    """A problem whose loss has a parameter that a closure holds, and the gradient of a plain problem with the same loss."""
+    problem, theta, tasks = regression()
+    held = [1.0]
+    loss = change(held, theta)
+    return Problem(problem.model, loss), Problem(problem.model, loss, trace=False), theta, tasks, held
+
+
+def scaled(held, theta):
+    return lambda p, y: held[0] * mse_loss(p, y)
+
+
+def barrier(held, theta):
+    return lambda p, y: mse_loss(p, y) + held[0] * (p - 0.4).relu().pow(3).sum()
+
+
+@pytest.mark.parametrize(("lr", "factor"), [(1e-4, 1.1), (1e-5, 2.0), (1e-9, 1.01), (0.05, 1.01)])
+@pytest.mark.parametrize("change", [scaled, barrier])
+@pytest.mark.parametrize("solver", [Euler(3), RK4(3)])
+def test_a_loss_that_changes_between_calls_is_noticed_at_any_step_size(change, lr, factor, solver):
+    problem, plain, theta, tasks, held = drifting(change)
+    method = AMAML(3 * lr, solver)
+    for _ in range(3):
+        meta_gradient(method, problem, theta, tasks)
+    held[0] = factor
+    for _ in range(3):
+        found, right = (meta_gradient(method, p, theta, tasks) for p in (problem, plain))
+        assert torch.equal(found.gradient, right.gradient) and torch.equal(found.adapted, right.adapted)
+
+
+def test_a_penalty_that_is_flat_at_theta_is_noticed():
+    problem, theta, tasks = regression()
+    model = Quadratic2(theta.clone())
+    weight = [1.0]
+    loss = lambda u, y: (u.sum() - y.sum()) ** 2 + weight[0] * (u - theta).square().sum()  # noqa: E731
+    fast, plain = Problem(model, loss), Problem(model, loss, trace=False)
+    for weight[0] in (1.0, 1.0, 1.0, 50.0, 50.0, 50.0):
+        found, right = (meta_gradient(AMAML(1e-3, Euler(5)), p, theta, tasks) for p in (fast, plain))
+        assert torch.equal(found.gradient, right.gradient)
+
+
+class Quadratic2(nn.Module):
+    def __init__(self, start):
+        super().__init__()
+        self.u = nn.Parameter(start)
+
+    def forward(self, x):
+        return self.u
+
+
+def test_a_change_that_no_slope_shows_needs_forget():
+    problem, theta, tasks = regression()
+    calls = []
+    problem = Problem(problem.model, lambda p, y: calls.append(1) or mse_loss(p, y))
+    for _ in range(3):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+    assert len(problem.graphs) and len(problem.findings)
+    problem.forget()
+    assert not len(problem.graphs) and not len(problem.findings)
+    assert torch.equal(*(meta_gradient(METHODS[0], problem, theta, tasks).gradient for _ in range(2)))
+
+
+def test_a_first_call_under_autocast_is_not_taken_for_a_plain_one():
+    problem, theta, tasks = regression()
+    single = Problem(problem.model.float(), mse_loss)
+    theta, tasks = theta.float(), tasks.to(dtype=torch.float32)
+    expected = meta_gradient(METHODS[0], Problem(single.model, mse_loss, trace=False), theta, tasks).gradient
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = [meta_gradient(METHODS[0], single, theta, tasks).gradient for _ in range(3)]
+    assert all(1e-4 < relative(g, expected) < 0.1 and torch.equal(g, rough[0]) for g in rough)
+    for _ in range(3):
+        assert torch.equal(meta_gradient(METHODS[0], single, theta, tasks).gradient, expected)
+
+
+# ----------------------------------------------------------------------------------------------------- E. guards that guard
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_clipping_a_slope_of_zero_or_beyond_the_range_of_its_square(dtype):
+    problem, theta, tasks = regression()
+    problem, theta, tasks = Problem(problem.model.to(dtype), mse_loss), theta.to(dtype), tasks.to(dtype=dtype)
+    flat = Tasks(tasks.support_x, problem.predict(theta.expand(3, -1), tasks.support_x), *tasks.query)  # the support loss is at its minimum
+    method = AMAML(LR * K, Euler(K), inner=InnerLoop(clip_norm=1.0))
+    found = meta_gradient(method, problem, theta, flat)
+    right = meta_gradient(AMAML(LR * K, Euler(K)), problem, theta, flat)
+    assert found.gradient.isfinite().all() and torch.equal(found.gradient, right.gradient)
+    steep = Tasks(tasks.support_x, tasks.support_y * 1e19, *tasks.query)
+    moved = meta_gradient(AMAML(LR, Euler(1), inner=InnerLoop(clip_norm=1.0)), problem, theta, steep).adapted - theta
+    assert torch.allclose(moved.norm(dim=1).double(), torch.full((3,), LR, dtype=F64), rtol=20 * torch.finfo(dtype).eps)
+
+
+OPTIMISED = """
+import torch
+from amaml_core import AMAML, RK4, Backsolve, DivergenceError, Dopri5, Problem, Tasks, meta_gradient
+assert False, "this is not python -O"
+class Free(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.u = torch.nn.Parameter(torch.ones(4, dtype=torch.float64))
+    def forward(self, x):
+        return self.u
+x = torch.arange(1.0, 5.0).double().expand(1, 1, 4)
+tasks = Tasks(x, x, x, x)
+stiff = Problem(Free(), lambda u, y: (y.flatten() * u.square()).sum())
+steep = Problem(Free(), lambda u, y: -(u.pow(4)).sum())
+for problem, method in (
+    (stiff, AMAML(1.0, RK4(10), Backsolve(max_steps=5))),
+    (stiff, AMAML(4.0, RK4(20), Backsolve(1e-3, 1e-4, max_steps=10**6))),
+    (steep, AMAML(5.0, Dopri5())),
+    (stiff, AMAML(5.0, Dopri5(1e-9, 1e-11, max_steps=5))),
+):
+    try:
+        meta_gradient(method, problem, problem.initial_parameters(), tasks)
+    except DivergenceError as error:
+        print(type(method.solver).__name__, type(method.memory).__name__, "refused:", error)
+"""
+
+
+def test_adaptive_solves_do_not_rely_on_assert():
+    done = subprocess.run(
+        [sys.executable, "-O", "-W", "ignore", "-c", OPTIMISED], capture_output=True, text=True, timeout=100, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split(" refused")[0] for line in lines] == ["RK4 Backsolve", "RK4 Backsolve", "Dopri5 Store", "Dopri5 Store"]
+    assert "max_steps=5" in lines[0] and "misses theta" in lines[1] and "max_steps=5" in lines[3]
+
+
+@pytest.mark.parametrize("method", [*METHODS, FOMAML(LR, K), IMAML(GradientDescent(LR, K)), AMAML(0.2, Euler(4), Checkpoint())])
+@pytest.mark.parametrize("name", ["support_x", "support_y", "query_x", "query_y"])
+def test_numbers_in_the_data_that_are_none_are_named(method, name):
+    problem, theta, tasks = regression()
+    getattr(tasks, name)[1, 2] = torch.nan
+    with pytest.raises(DivergenceError, match=rf"because tasks.{name} holds NaN or infinity for tasks \[1\]") as caught:
+        meta_gradient(method, problem, theta, tasks)
+    assert "step size" not in str(caught.value).partition("(")[0]
+    with pytest.raises(DivergenceError, match="theta is not finite"):
+        meta_gradient(method, problem, theta * torch.inf, regression()[2])
+
+
+def test_what_is_no_number_has_no_accuracy():
+    logits = torch.tensor([[[1.0, 2.0], [3.0, 0.0]], [[torch.nan, 2.0], [3.0, 0.0]], [[torch.inf, 1.0], [-torch.inf, 0.0]]])
+    accuracy = metrics.accuracy(logits, torch.tensor([[1, 0], [1, 0], [0, 1]]))
+    assert accuracy[0] == 1 and accuracy[1].isnan() and accuracy[2] == 1
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, lambda p, y: (p.argmax(-1) == y).double().mean(1)])
+def test_evaluation_after_a_divergence_measures_nothing(metric):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), nn.Softmax(-1)).double()
+    problem, (_, _, tasks) = Problem(model, lambda p, y: 1e300 * cross_entropy(p, y)), regression()
+    labels = [torch.zeros(y.shape[:2], dtype=torch.int64) for y in (tasks.support_y, tasks.query_y)]
+    tasks = Tasks(tasks.support_x, labels[0], tasks.query_x, labels[1])
+    table = evaluate(MAML(1e300), problem, problem.initial_parameters(), tasks, metric, steps=(0, 3))
+    assert table[table.step == 0][["support", "query"]].notna().all(None)
+    assert table[table.step == 3][["support", "query"]].isna().all(None)
+
+
+def test_thousands_of_snapshots_need_no_recursion():
+    class Steps:
+        theta, kept = torch.zeros(1), []
+
+        def __len__(self):
+            return 5000
+
+        def start(self, lam):
+            return lam
+
+        def advance(self, start, stop, u):
+            assert u == start
+            return torch.tensor([float(stop)])
+
+        def backward(self, k, u, u_next, gradients):
+            assert u == k and (not self.kept or self.kept[-1] == k + 1)
+            self.kept.append(k)
+            return gradients
+
+    for snapshots in (1200, 4999, 6000):
+        Steps.kept.clear()
+        end, sweep = Checkpoint(snapshots=snapshots).solve(Steps())
+        sweep(torch.zeros(1))
+        assert end == 5000 and len(Steps.kept) == 5000 and len(revolve_bounds(5000, snapshots)) <= snapshots + 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (lambda p, y: {"loss": mse_loss(p, y)}, TypeError, "returned a dict; pick the entry"),
+        (lambda p, y: (mse_loss(p, y), p), TypeError, "returned a tuple; pick the entry"),
+        (lambda p, y: mse_loss(p, y).item(), TypeError, "returned a float"),
+        (lambda p, y: (p - y).square().mean(0), ValueError, "must return a scalar"),
+        (lambda p, y: (p > y).sum(), TypeError, "floating-point tensor, but returned torch.int64"),
+        (lambda p, y: y.square().mean(), ValueError, "depends on no parameter"),
+    ],
+)  # fmt: skip
+def test_losses_without_a_gradient_are_refused(loss, error, message):
+    problem, theta, tasks = regression()
+    for method in (*METHODS, FOMAML()):
+        with pytest.raises(error, match=message):
+            meta_gradient(method, Problem(problem.model, loss), theta, tasks)
+
+
+def test_a_model_may_return_a_dictionary():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return {"mean": h[:, :1], "logarithm": h[:, 1:]}
+
+    _, _, tasks = regression()
+    loss = lambda p, y: ((y - p["mean"]) * p["logarithm"].exp()).square().mean() - p["logarithm"].mean()  # noqa: E731
+    model = seeded(Heads).double()
+    for chunk_size in (None, 1, 2):
+        problem = Problem(model, loss, chunk_size=chunk_size)
+        theta = problem.initial_parameters()
+        assert relative(meta_gradient(METHODS[0], problem, theta, tasks).gradient, by_hand(model, loss, theta, tasks)) < 1e-11
+        found = problem.predict(theta.expand(3, -1), tasks.query_x)
+        assert {k: tuple(v.shape) for k, v in found.items()} == {"mean": (3, 4, 1), "logarithm": (3, 4, 1)}
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    problem, theta, tasks = regression()
+    expected = meta_gradient(AMAML(0.5, Euler(5)), problem, theta, tasks).gradient
+    for five in (np.int64(5), torch.tensor(5)):
+        method = AMAML(np.float64(0.5), Euler(five), Checkpoint(segments=five))
+        assert method == AMAML(0.5, Euler(5), Checkpoint(segments=5)) and repr(method) == repr(AMAML(0.5, Euler(5), Checkpoint(segments=5)))
+        assert torch.equal(meta_gradient(method, problem, theta, tasks).gradient, expected)
+    table = evaluate(MAML(np.float32(0.5), np.int32(5)), problem, theta, tasks, metrics.rmse, steps=np.array([0, 2]))
+    assert table["step"].tolist() == [0, 2] * 3
+    for build in (lambda: Euler(5.0), lambda: MAML(0.1, "5"), lambda: Checkpoint(snapshots=2.5), lambda: IMAML(cg_steps=1.5)):
+        with pytest.raises(TypeError, match="needs an integer"):
+            build()
+    with pytest.raises(TypeError, match="needs a number for lr"):
+        MAML("fast")
+    with pytest.raises(TypeError, match="whole numbers"):
+        evaluate(MAML(), problem, theta, tasks, metrics.rmse, steps=(0, 2.5))
+    for bad, message in ((theta.tolist(), "theta must be a tensor"), (tasks.tensors, "")):
+        with pytest.raises(TypeError, match=message):
+            meta_gradient(MAML(), problem, *((bad, tasks) if message else (theta, bad)))
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+        Problem(lambda x: x, mse_loss)
+
+
+# ------------------------------------------------------------------------------------- F. checkpoints of this run and no other
+
+
+def lines(generator):
+    slope = draw(4, 1, 1, generator=generator)
+    x = draw(2, 4, 5, 1, generator=generator)
+    return Tasks(x[0], slope * x[0], x[1], slope * x[1])
+
+
+def noisy_lines(generator, noise=0.1):
+    tasks = lines(generator)
+    return Tasks(tasks.support_x, tasks.support_y + noise, *tasks.query)
+
+
+def net(activation=nn.Tanh, width=8):
+    return seeded(lambda: nn.Sequential(nn.Linear(1, width), activation(), nn.Linear(width, 1)).double())
+
+
+class Scaled(nn.Module):
+    """Prints as another of its kind does; what it computes stands in its code and attributes."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.layer, self.factor = nn.Linear(1, 1), factor
+
+    def forward(self, x):
+        return self.factor * self.layer(x)
+
+
+class Squared(Scaled):
+    def forward(self, x):
+        return self.factor * self.layer(x) ** 2
+
+
+Squared.__qualname__ = Squared.__name__ = "Scaled"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A sampler with data of its own."""
+
+    tasks: Tasks
+
+    def __call__(self, generator):
+        return self.tasks[torch.randperm(len(self.tasks), generator=generator)[:2]]
+
+
+def pool(seed):
+    return Pool(lines(torch.Generator().manual_seed(seed)))
+
+
+def sgd(**settings):
+    return lambda p: torch.optim.SGD(p, **settings)
+
+
+def closing_over(value):
+    return lambda p, y: mse_loss(p, y) * value
+
+
+def half_frozen():
+    model = net()
+    model[0].requires_grad_(False)
+    return model
+
+
+PAIRS = {
+    "learning rate": ({"optimizer": sgd(lr=0.5)}, {"optimizer": sgd(lr=1e-9)}, r"optimizer.settings.0.lr: 0.5 there, 1e-09 here"),
+    "momentum": ({"optimizer": sgd(lr=0.5)}, {"optimizer": sgd(lr=0.5, momentum=0.9)}, "optimizer.settings.0.momentum"),
+    "optimizer": ({}, {"optimizer": lambda p: torch.optim.AdamW(p, 1e-3)}, "optimizer.class: torch.optim.adam.Adam there"),
+    "loss": ({"loss": mse_loss}, {"loss": nn.functional.l1_loss}, "loss: torch.nn.functional.mse_loss there"),
+    "closure": ({"loss": closing_over(1.0)}, {"loss": closing_over(2.0)}, "loss.closure.value: 1.0 there, 2.0 here"),
+    "code": ({"loss": lambda p, y: (p - y).square().mean()}, {"loss": lambda p, y: (p - y).abs().mean()}, "loss.code"),
+    "architecture": ({"model": net()}, {"model": net(nn.ReLU)}, r"model: .*Tanh.* there, .*ReLU.* here"),
+    "attribute": ({"model": Scaled(2.0).double()}, {"model": Scaled(3.0).double()}, "model.attributes..factor: 2.0 there, 3.0 here"),
+    "forward": ({"model": Scaled(2.0).double()}, {"model": Squared(2.0).double()}, "model.classes.*forward.code"),
+    "sampler": ({"sampler": lines}, {"sampler": noisy_lines}, "sampler: .*noisy_lines here"),
+    "its settings": ({"sampler": partial(noisy_lines, noise=0.1)}, {"sampler": partial(noisy_lines, noise=0.2)}, "noise: 0.1 there, 0.2 here"),
+    "its data": ({"sampler": pool(0)}, {"sampler": pool(1)}, r"sampler.tasks.support_y: torch.float64 \(4, 5, 1\)"),
+    "seed": ({"seed": 0}, {"seed": 1}, "seed: 0 there, 1 here"),
+    "start": ({"theta": None}, {"theta": torch.zeros(25, dtype=F64)}, "theta: torch.float64"),
+    "frozen": ({"model": net()}, {"model": half_frozen()}, r"model.parameters.0.weight: .* True' there, .* False' here"),
+}  # fmt: skip
+
+
+def run(path, meta_steps=3, method=METHODS[1], model=None, loss=mse_loss, sampler=lines, **options):
+    return fit(method, Problem(model or net(), loss), sampler, meta_steps, checkpoint=path, progress=False, **options)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_checkpoint_of_another_run_is_refused_field_by_field(name, tmp_path):
+    first, other, message = PAIRS[name]
+    path = tmp_path / "theta.safetensors"
+    run(path, **first)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"belongs to another run(.|\n)*{message}"):
+        run(path, 5, **other)
+    assert path.read_bytes() == before
+    whole, resumed = run(None, 5, **first), run(path, 5, **first)
+    assert torch.equal(whole.theta, resumed.theta) and whole.history.equals(resumed.history)
+
+
+def test_settings_too_long_to_be_printed_count_in_full(tmp_path):
+    model = lambda: seeded(lambda: nn.Linear(2000, 1)).double()  # noqa: E731
+    wide = lambda generator: Tasks(*(draw(2, 3, n, generator=generator) for n in (2000, 1, 2000, 1)))  # noqa: E731
+    places = torch.arange(2001)
+    masks = [AMAML(1e-3, Euler(2), inner=InnerLoop(mask=places != k)) for k in (1000, 1001)]
+    sizes = [AMAML(1e-3, Euler(2001), step_sizes=1e-6 + 1e-7 * (places == k).double()[:, None]) for k in (1000, 1001)]
+    for (one, other), message in ((masks, "method.inner.mask"), (sizes, "method.step_sizes")):
+        path = tmp_path / f"{message}.safetensors"
+        assert repr(one) == repr(other)
+        run(path, 1, one, model(), sampler=wide)
+        with pytest.raises(ValueError, match=message):
+            run(path, 2, other, model(), sampler=wide)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)), lambda p: torch.optim.SGD(p, lr=np.float32(0.1), momentum=np.float64(0.9)),
+        lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True), lambda p: torch.optim.Rprop(p), lambda p: torch.optim.Adagrad(p),
+        lambda p: torch.optim.NAdam(p), lambda p: torch.optim.ASGD(p),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_runs_of_any_optimiser_and_precision_resume_to_the_bit(optimizer, dtype, tmp_path):
+    settings = {"model": net().to(dtype), "sampler": lambda g: lines(g).to(dtype=dtype), "optimizer": optimizer}
+    whole = run(None, 6, **settings)
+    path = tmp_path / "theta.safetensors"
+    run(path, 2, **settings)
+    resumed = run(path, 6, **settings)
+    assert resumed.theta.dtype == dtype
+    assert torch.equal(whole.theta, resumed.theta) and whole.history.equals(resumed.history)
+
+
+class Hoarder(torch.optim.SGD):
+    """Keeps something in its state that no checkpoint can hold."""
+
+    def step(self):
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["open"] = object()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda p: torch.optim.LBFGS(p), "LBFGS cannot be used here: fit gives an optimiser one gradient"),
+        (lambda p: Hoarder(p, lr=0.1), "a checkpoint cannot hold Hoarder.state.0.open, a object"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_used_is_refused_before_any_work(optimizer, message, tmp_path):
+    drawn = []
+    with pytest.raises(TypeError, match=message):
+        run(tmp_path / "theta.safetensors", sampler=lambda g: drawn.append(1) or lines(g), optimizer=optimizer)
+    assert drawn == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_and_stays(tmp_path):
+    path = tmp_path / "theta.safetensors"
+    run(path)
+    whole = path.read_bytes()
+    buffer = io.BytesIO()
+    np.savez(buffer, rows=np.zeros(3))
+    for content in (b"", b"text", whole[:100], whole[:-8], buffer.getvalue(), pickle.dumps({"theta": 1})):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no checkpoint that can be read.*Delete it or choose another file"):
+            run(path)
+        assert path.read_bytes() == content
+    path.write_bytes(whole)
+    assert run(path, 4).history["meta_step"].tolist() == [1, 2, 3, 4]
