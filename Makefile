@@ -110,8 +110,10 @@ full: $(READY)  ## run the paper-scale cells that have no record yet (CELL='word
 	$(SUBMAKE) data
 	@$(PY) -m amaml_core.experiments $(if $(LIST),--list) $(if $(FORCE),--force --only "$(FORCE)",$(if $(CELL),--only "$(CELL)"))
 
-lint: $(READY)  ## check the style of the code
+lint: $(READY)  ## check the style and the types of the code
+	@$(PY) -m ruff format --check
 	@$(PY) -m ruff check
+	@$(PY) -m mypy
 
 lock: $(READY)  ## write the versions in .venv into requirements.lock
 	@{ sed -n '/^#/p' requirements.lock; \
@@ -119,5 +121,5 @@ lock: $(READY)  ## write the versions in .venv into requirements.lock
 	@mv requirements.lock.new requirements.lock
 
 clean:  ## remove what was built; data and .venv stay
-	rm -rf _build _runs build .pytest_cache .ruff_cache *.egg-info
+	rm -rf _build _runs build .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

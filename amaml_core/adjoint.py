@@ -27,8 +27,8 @@ Sweep = Callable[[Tensor], Gradients]  # query gradient (B, P) -> gradients at t
 
 
 class Memory(Protocol):
-    """What a memory strategy is. ``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``theta``, ``start``, ``forward``,
-    ``advance`` and ``backward``."""
+    """What a memory strategy is. ``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``theta``, ``start``,
+    ``forward``, ``advance`` and ``backward``."""
 
     def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
         """Run the chain forward; return its last state (B, P) and the sweep back."""
@@ -42,6 +42,10 @@ class Store:
     Args:
         dtype: keep the states in another precision (``torch.bfloat16`` halves the memory and perturbs the gradient).
         device: keep them elsewhere; ``"cpu"`` from a GPU puts them in pinned host memory.
+
+    >>> from amaml_core import AMAML, Euler
+    >>> AMAML(0.5, Euler(steps=50), memory=Store(dtype=torch.bfloat16)).memory
+    Store(dtype=torch.bfloat16, device=None)
     """
 
     dtype: torch.dtype | None = None
@@ -56,7 +60,7 @@ class Store:
 def record(
     chain: Chain, start: int, stop: int, u: Tensor, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """States start ... stop - 1 in one preallocated tensor (n, B, P), and the exact state at ``stop``, from ``u (B, P)`` at ``start``."""
+    """From ``u (B, P)`` at ``start``: states start ... stop - 1 in one new tensor (n, B, P), and the exact one at ``stop``."""
     place = u.device if device is None else torch.device(device)
     trajectory = torch.empty(
         (stop - start, *u.shape), dtype=dtype or u.dtype, device=place,
@@ -92,6 +96,12 @@ class Checkpoint:
         ValueError: both are given, or one is < 1.
 
     Reference: Griewank and Walther, Algorithm 799: Revolve, 2000.
+
+    >>> from amaml_core import AMAML, Euler
+    >>> AMAML(5.0, Euler(steps=500), memory=Checkpoint(snapshots=8)).memory.snapshots
+    8
+    >>> revolve_bounds(steps=500, snapshots=3)  # the states that the forward solve leaves
+    [0, 409, 487, 500]
     """
 
     segments: int | None = None
@@ -197,6 +207,10 @@ class Backsolve:
         ValueError: an argument that is not positive.
 
     Reference: Chen et al., Neural ordinary differential equations, NeurIPS 2018.
+
+    >>> from amaml_core import AMAML, RK4
+    >>> AMAML(0.1, RK4(steps=10), memory=Backsolve(rtol=1e-8)).memory.drift
+    0.01
     """
 
     rtol: float = 1e-6
@@ -216,8 +230,8 @@ class Backsolve:
 
         def refuse(what: str) -> DivergenceError:
             return DivergenceError(
-                f"Backsolve cannot reverse the flow from the horizon T={horizon:g}: {what}. Use Store() or Checkpoint(), shorten the "
-                "horizon, or tighten rtol and atol"
+                f"Backsolve cannot reverse the flow from the horizon T={horizon:g}: {what}. Use Store() or Checkpoint(), "
+                "shorten the horizon, or tighten rtol and atol"
             )
 
         def sweep(lam: Tensor) -> Gradients:
@@ -246,9 +260,7 @@ class Backsolve:
 
         def backward(state: Tensor) -> Tensor:
             u, lam = state[0], state[1]
-            return torch.stack(
-                [-kernel.field(u, chain.theta, *points), *kernel.field_vjp(u, chain.theta, *points, lam)]
-            )
+            return torch.stack([-kernel.field(u, chain.theta, *points), *kernel.field_vjp(u, chain.theta, *points, lam)])
 
         state = torch.stack([end, gradients.lam, *([] if gradients.theta is None else [gradients.theta])])  # (2 or 3, B, P)
         with torch.no_grad():

@@ -38,8 +38,8 @@ class Gradients(NamedTuple):
 class Kernel:
     r"""One step of an inner loop and its adjoint, as functions of tensors alone.
 
-    It follows :math:`-\nabla L_\text{support}(u) - \mu(u-\theta)`, as ``inner`` changes it. Two kernels of equal settings are the same
-    functions, so a kernel is the key under which its traced steps are kept.
+    It follows :math:`-\nabla L_\text{support}(u) - \mu(u-\theta)`, as ``inner`` changes it. Two kernels of equal settings are the
+    same functions, so a kernel is the key under which its traced steps are kept.
 
     Attributes:
         problem: whose support loss is followed.
@@ -72,9 +72,7 @@ class Kernel:
         """``u_{k+1} (B, P)`` from ``u_k (B, P)``; ``h`` is (B or 1, G)."""
         return runge_kutta_step(self.tableau, lambda v: self.field(v, theta, x, y), u, self._spread(h))
 
-    def back(
-        self, u: Tensor, u_next: Tensor, theta: Tensor, h: Tensor, x: Tensor, y: Tensor, lam: Tensor
-    ) -> list[Tensor]:
+    def back(self, u: Tensor, u_next: Tensor, theta: Tensor, h: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> list[Tensor]:
         """``lam (B, P)`` pulled back over the step from ``u`` to ``u_next``: the parts for u, theta and h, as far as wanted."""
         return (self._adjoint_step if self.continuous else self._vjp)(u, u_next, theta, h, x, y, lam)
 
@@ -97,11 +95,11 @@ class Kernel:
         h = self._spread(h)
         nodes = [sum(row) for row in self.tableau.a]  # 0 is the right end of the step, 1 the left
         interior = any(0 < c < 1 for c in nodes)
-        slopes = [self.field(v, theta, x, y) for v in (u, u_next)] if interior else None
+        slopes = tuple(self.field(v, theta, x, y) for v in (u, u_next)) if interior else (u, u_next)  # or not used
         to_u: list[Tensor] = []
         to_theta: list[Tensor] = []
         for c, row in zip(nodes, self.tableau.a, strict=True):
-            state = u_next if c == 0 else u if c == 1 else hermite(1 - c, u, u_next, *slopes, h)
+            state = u_next if c == 0 else u if c == 1 else hermite(1 - c, u, u_next, slopes[0], slopes[1], h)
             part_u, *part_theta = self.field_vjp(state, theta, x, y, advance(lam, h, row, to_u))
             to_u.append(part_u)
             to_theta.extend(part_theta)

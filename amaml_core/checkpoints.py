@@ -1,4 +1,4 @@
-"""The state of a training run as one safetensors file: tensors, and all else as JSON in its header. No pickle, and never half a file."""
+"""The state of a training run as one safetensors file: tensors, and all else as JSON in its header. No pickle is loaded."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .stand_ins import glyph_images, low_rank_ratings
 
 RATINGS = {"jester-1": "Jester-1", "ml-100k": "MovieLens 100K", "ml-1m": "MovieLens 1M"}
 # Smaller than the real data, and like it in scale and sparsity as far as the chapters notice.
-STAND_IN_RATINGS = {
+STAND_IN_RATINGS: dict[str, dict[str, Any]] = {
     "jester-1": dict(users=2000, items=100, mean=0.8, std=5.2, low=-10, high=10, step=0.01, rated=1.5),
     "ml-100k": dict(users=943, items=500, mean=3.5, std=1.1, low=1, high=5, step=1, rated=-1.5),
     "ml-1m": dict(users=2000, items=600, mean=3.6, std=1.1, low=1, high=5, step=1, rated=-1.3),
@@ -91,19 +91,13 @@ def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool
     path = folder / "ratings.npz"
     _require(path.is_file(), folder, "ratings.npz is missing")
     with np.load(path, allow_pickle=False) as file:
-        _require(
-            {"user", "item", "rating"} <= set(file.files), path, f"has {file.files} instead of user, item and rating"
-        )
+        _require({"user", "item", "rating"} <= set(file.files), path, f"has {file.files} instead of user, item and rating")
         user, item, rating = file["user"], file["item"], file["rating"]
     for column, values, dtype in (("user", user, np.int32), ("item", item, np.int32), ("rating", rating, np.float32)):
-        _require(
-            values.dtype == dtype and values.shape == (len(rating),), path, f"{column} is {values.dtype} {values.shape}"
-        )
+        _require(values.dtype == dtype and values.shape == (len(rating),), path, f"{column} is {values.dtype} {values.shape}")
     _require(len(rating) > 0 and min(user.min(), item.min()) >= 0, path, "it is empty or has negative numbers")
     pair = user.astype(np.int64) * (int(item.max()) + 1) + item
-    _require(
-        bool((np.diff(pair) > 0).all()), path, "its ratings are not sorted by user and item, or a pair occurs twice"
-    )
+    _require(bool((np.diff(pair) > 0).all()), path, "its ratings are not sorted by user and item, or a pair occurs twice")
     _require(bool(np.isfinite(rating).all()), path, "a rating is not finite")
     counts = manifest.get("counts", {})
     found = {"users": int(user.max()) + 1, "items": int(item.max()) + 1, "ratings": len(rating)}
@@ -138,7 +132,7 @@ def load_images(
     if part not in parts[name]:
         raise ValueError(f"part of {name} must be one of {parts[name]}, not {part!r}")
     folder = _folder(name, root, allow_stand_in)
-    if name == "omniglot":
+    if part is None:
         if folder is None:
             description = _announce("glyphs of the DejaVu fonts (Omniglot not prepared)")
             return ImageData(*glyph_images(stand_in_classes), name, False, description)
@@ -187,9 +181,7 @@ def _manifest(folder: Path, name: str) -> Mapping:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete {folder} and run `make data`") from error
-    _require(
-        isinstance(manifest, dict) and manifest.get("name") == name, path, f"it does not name the data set {name!r}"
-    )
+    _require(isinstance(manifest, dict) and manifest.get("name") == name, path, f"it does not name the data set {name!r}")
     return manifest
 
 

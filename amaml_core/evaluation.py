@@ -91,8 +91,8 @@ def evaluate(
         steps: numbers of inner steps after which to measure.
 
     Returns:
-        A tidy table with the columns ``task``, ``step``, ``support`` and ``query``: the error on both sets, NaN once the inner loop of
-        a task has diverged.
+        A tidy table with the columns ``task``, ``step``, ``support`` and ``query``: the error on both sets, NaN once the inner
+        loop of a task has diverged.
 
     Raises:
         TypeError: steps are no integers.

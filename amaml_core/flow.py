@@ -21,7 +21,16 @@ Field = Callable[[Tensor], Tensor]  # u (B, P) -> du/dt (B, P)
 
 
 class DivergenceError(ArithmeticError):
-    """Parameters, a loss or a gradient stopped being finite; the message names where and the likely cause."""
+    """Parameters, a loss or a gradient stopped being finite; the message names where and the likely cause.
+
+    >>> from amaml_core import MAML, Problem, Tasks, meta_gradient
+    >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    >>> try:
+    ...     meta_gradient(MAML(lr=1e30), problem, problem.initial_parameters(), Tasks(*torch.ones(4, 2, 3, 1)))
+    ... except DivergenceError as error:
+    ...     print(str(error).partition(".")[0])
+    the inner loop diverged for tasks [0, 1] of the batch
+    """
 
 
 class Tableau(NamedTuple):
@@ -50,7 +59,11 @@ class FixedStep:
 
 @dataclass(frozen=True)
 class Euler(FixedStep):
-    """Euler's method, order 1: gradient descent with learning rate h = T / K."""
+    """Euler's method, order 1: gradient descent with learning rate h = T / K.
+
+    >>> Euler(steps=50).order
+    1
+    """
 
     tableau = Tableau(a=((),), b=(1.0,))
     order = 1
@@ -58,7 +71,11 @@ class Euler(FixedStep):
 
 @dataclass(frozen=True)
 class Heun(FixedStep):
-    """Heun's method (explicit trapezoid), order 2, two gradients a step."""
+    """Heun's method (explicit trapezoid), order 2, two gradients a step.
+
+    >>> Heun(steps=25).tableau.b
+    (0.5, 0.5)
+    """
 
     tableau = Tableau(a=((), (1.0,)), b=(1 / 2, 1 / 2))
     order = 2
@@ -66,7 +83,11 @@ class Heun(FixedStep):
 
 @dataclass(frozen=True)
 class RK4(FixedStep):
-    """The classical Runge-Kutta method, order 4, four gradients a step."""
+    """The classical Runge-Kutta method, order 4, four gradients a step.
+
+    >>> RK4(steps=12).order
+    4
+    """
 
     tableau = Tableau(a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
     order = 4
@@ -84,6 +105,9 @@ class Dopri5:
         ValueError: a tolerance that is not positive.
 
     Reference: Dormand and Prince, A family of embedded Runge-Kutta formulae, 1980.
+
+    >>> Dopri5(rtol=1e-3)
+    Dopri5(rtol=0.001, atol=1e-07, max_steps=10000)
     """
 
     rtol: float = 1e-5
@@ -155,8 +179,8 @@ def adaptive_grid(solver: Dopri5, field: Field, u: Tensor, horizon: float) -> Gr
         return adaptive_solve(field, u, horizon, solver.rtol, solver.atol, solver.max_steps, land=True)[1]
     except Stuck as stuck:
         raise DivergenceError(
-            f"Dopri5 stopped at t={stuck.time:.3g} of {horizon:g}: {stuck}. The flow is stiff, too steep for these tolerances, or runs "
-            "off to infinity. Loosen the tolerances, shorten the horizon, or raise max_steps"
+            f"Dopri5 stopped at t={stuck.time:.3g} of {horizon:g}: {stuck}. The flow is stiff, too steep for these tolerances, or "
+            "runs off to infinity. Loosen the tolerances, shorten the horizon, or raise max_steps"
         ) from None
 
 

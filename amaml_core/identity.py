@@ -1,8 +1,8 @@
 """What a result depends on, in words: a flat dictionary of settings that can be compared entry by entry.
 
-Settings, containers and numbers are spelled out. Tensors and arrays are digests of their values, functions of their bytecode with what
-they close over and the global functions and values they name. So another loss or sampler of the same name is another one. Attributes
-whose name starts with an underscore count as caches, and are left out.
+Settings, containers and numbers are spelled out. Tensors and arrays are digests of their values, functions of their bytecode with
+what they close over and the global functions and values they name. So another loss or sampler of the same name is another one.
+Attributes whose name starts with an underscore count as caches, and are left out.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None) -> 
     if isinstance(thing, Mapping):
         return {name: type(thing).__name__} | within({str(key): value for key, value in thing.items()})
     if isinstance(thing, (list, tuple, set, frozenset)):
-        entries = sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing
-        return {name: f"{type(thing).__name__} of {len(thing)}"} | within({str(i): entry for i, entry in enumerate(entries)})
+        listed = sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing
+        return {name: f"{type(thing).__name__} of {len(thing)}"} | within({str(i): entry for i, entry in enumerate(listed)})
     if isinstance(thing, functools.partial):
         return within({"function": thing.func, "arguments": thing.args, "keywords": thing.keywords})
     if isinstance(thing, types.MethodType):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class InnerLoop:
     """
 
     weight_decay: float = 0.0
-    mask: Tensor | Sequence[bool] | None = None
+    mask: Any = None  # kept as a boolean tensor
     minibatch: int | None = None
     seed: int = 0
     clip_norm: float | None = None
@@ -99,7 +99,6 @@ class InnerLoop:
         generator = torch.Generator().manual_seed(self.seed)
         per_pass = points // self.minibatch
         passes = [
-            torch.randperm(points, generator=generator)[: per_pass * self.minibatch]
-            for _ in range(math.ceil(steps / per_pass))
+            torch.randperm(points, generator=generator)[: per_pass * self.minibatch] for _ in range(math.ceil(steps / per_pass))
         ]
         return torch.cat(passes).view(-1, self.minibatch)[:steps].to(tasks.support_x.device)

@@ -24,9 +24,7 @@ class Solution(NamedTuple):
     indefinite: Tensor
 
 
-def conjugate_gradients(
-    operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0
-) -> Solution:
+def conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0) -> Solution:
     """Solve ``A x = b`` for B independent symmetric positive definite systems at once, starting from zero.
 
     A system that has reached its tolerance, that is solved exactly, or that proves indefinite is left alone while the
@@ -40,6 +38,10 @@ def conjugate_gradients(
 
     References: Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; Steihaug, The conjugate
     gradient method and trust regions in large scale optimization, 1983 (the stop at negative curvature).
+
+    >>> a = torch.tensor([2.0, 4.0])  # a diagonal matrix
+    >>> conjugate_gradients(lambda v: a * v, torch.ones(1, 2), steps=2).x
+    tensor([[0.5000, 0.2500]])
     """
     x = torch.zeros_like(b)
     residual, direction = b, b

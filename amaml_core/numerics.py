@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,7 +53,7 @@ def detached(tf32: bool) -> Iterator[None]:
 
 @contextmanager
 def _switched(tf32: bool) -> Iterator[None]:
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [switch.allow_tf32 for switch in switches]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:

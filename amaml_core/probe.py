@@ -1,4 +1,4 @@
-"""What is tried out before a model is trusted: that it is a pure function of its parameters, and that ``vmap`` computes that function.
+"""What is tried out before a model is trusted: that it is a pure function of its parameters, and that ``vmap`` computes it.
 
 A model's class does not tell. Dropout may be a function call, attention draws its own masks, a padding row loses its meaning under
 ``vmap``, a closure may hold on to the original weights. So the first use of a shape compares what must be equal.

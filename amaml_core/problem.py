@@ -38,8 +38,8 @@ class Problem:
     """A learning problem: any ``nn.Module`` and a loss, as functions of flat parameters.
 
     The model and the loss must be pure: equal inputs give equal results, and buffers stay as they are. That is tried out at the
-    first use of a shape, as is whether ``vmap`` over tasks computes what the tasks alone do; where it does not, tasks are run one by
-    one, with a warning. A parameter with ``requires_grad=False`` is frozen: it is never adapted, and its meta-gradient is zero.
+    first use of a shape, as is whether ``vmap`` over tasks computes what the tasks alone do; where it does not, tasks are run one
+    by one, with a warning. A parameter with ``requires_grad=False`` is frozen: it is never adapted, and its meta-gradient is zero.
 
     Args:
         model: the network. It is read at every call, and never changed.
@@ -107,7 +107,7 @@ class Problem:
     def forget(self) -> None:
         """Drop what was traced and found out, after a change of the model or the loss that one step cannot show."""
         for memory in (self.graphs, self.findings, self.fitting):
-            memory.drop()
+            memory.clear()
 
     @property
     def size(self) -> int:
@@ -182,12 +182,11 @@ class Problem:
         return lambda v: torch.autograd.grad(gradient, u, v, retain_graph=True, materialize_grads=True)[0]
 
     def predict_one(self, u: Tensor, x: Tensor, replaced: dict[int, Any] | None = None) -> Any:
-        """The prediction of one model ``u (P,)`` for ``x (n, ...)``; ``replaced`` maps ids of more tensors to what stands for them."""
+        """The prediction of one model ``u (P,)`` for ``x (n, ...)``; ``replaced`` maps ids of other tensors to their stand-ins."""
         parameters = list(self.model.parameters())
         pieces = u.split([p.numel() for p in parameters])  # (P,) -> one piece for each parameter
         held = {
-            id(p): (piece if p.requires_grad else piece.detach()).view(p.shape)
-            for p, piece in zip(parameters, pieces, strict=True)
+            id(p): (piece if p.requires_grad else piece.detach()).view(p.shape) for p, piece in zip(parameters, pieces, strict=True)
         }
         return self.twin(held | (replaced or {}))(x)
 
@@ -259,21 +258,17 @@ def check_loss(value: Any) -> Tensor:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse, with a reason and a way out, what can be seen at once to be no pure function of flat parameters (see :class:`Problem`)."""
+    """Refuse, with a reason and a way out, what is plainly no pure function of flat parameters (see :class:`Problem`)."""
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError("the model has no parameters to adapt")
     for name, p in parameters.items():
         if not p.is_floating_point():
-            raise ValueError(
-                f"parameter {name!r} is {p.dtype}; only floating-point parameters can follow a gradient flow"
-            )
+            raise ValueError(f"parameter {name!r} is {p.dtype}; only floating-point parameters can follow a gradient flow")
     for what in ("dtype", "device"):
         seen = {str(getattr(p, what)) for p in parameters.values()}
         if len(seen) > 1:
-            raise ValueError(
-                f"the model's parameters differ in {what} ({', '.join(sorted(seen))}); move them with model.to(...)"
-            )
+            raise ValueError(f"the model's parameters differ in {what} ({', '.join(sorted(seen))}); move them with model.to(...)")
     for name, module in model.named_modules():
         if module.training and getattr(module, "running_mean", None) is not None:
             raise ValueError(
@@ -296,22 +291,14 @@ def check_theta(problem: Problem, theta: Tensor, tasks: Tasks) -> None:
         ValueError: ``theta`` is not ``(P,)``, or dtypes or devices of theta and tasks differ.
     """
     if not isinstance(theta, Tensor) or not isinstance(tasks, Tasks):
-        raise TypeError(
-            f"theta must be a tensor and tasks a Tasks, not {type(theta).__name__} and {type(tasks).__name__}"
-        )
+        raise TypeError(f"theta must be a tensor and tasks a Tasks, not {type(theta).__name__} and {type(tasks).__name__}")
     if theta.shape != (problem.size,):
-        raise ValueError(
-            f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)"
-        )
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)")
     if theta.device != tasks.support_x.device:
-        raise ValueError(
-            f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)"
-        )
+        raise ValueError(f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)")
     for name, tensor in vars(tasks).items():
         if tensor.is_floating_point() and tensor.dtype != theta.dtype:
-            raise ValueError(
-                f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)"
-            )
+            raise ValueError(f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)")
 
 
 def not_finite(theta: Tensor, tasks: Tasks) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -49,8 +49,7 @@ class Recent(Generic[Value]):
             if len(self._entries) > self.size:
                 self._entries.popitem(last=False)
 
-    def drop(self, unwanted: Callable[[Hashable], bool] = lambda key: True) -> None:
-        """Drop all entries, or those whose key is unwanted."""
+    def clear(self) -> None:
+        """Drop all entries."""
         with self._lock:
-            for key in filter(unwanted, list(self._entries)):
-                del self._entries[key]
+            self._entries.clear()

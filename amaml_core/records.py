@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,8 @@ class Record:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            expected = {"dict": dict, "int": int, "float": (int, float), "str": str}[entry.type]
+            kinds: dict[str, Any] = {"dict": dict, "int": int, "float": (int, float), "str": str}
+            expected = kinds[str(entry.type)]
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise ValueError(f"record entry {entry.name!r} must be {entry.type}, not {value!r}")
         if not self.figures:
@@ -92,7 +94,7 @@ def read_record(path: str | Path) -> Record:
         raise ValueError(f"{path}: {error}") from error
 
 
-def brief(settings: object) -> str:
+def brief(settings: Any) -> str:
     """A frozen dataclass as one would write it: ``AMAML(horizon=5.0, solver=Euler(steps=50))``, defaults left out."""
     entries = ((entry, getattr(settings, entry.name)) for entry in fields(settings))
     shown = [

@@ -142,13 +142,13 @@ def _distort(master: Tensor, drawings: int, size: int, generator: torch.Generato
 @functools.cache
 def _distinct_glyphs() -> tuple[list[dict[str, str]], np.ndarray]:
     """Names and master bitmaps uint8 (glyphs, 64, 64) of the font's glyphs, one of each group of look-alikes."""
-    names, masters = [], []
+    names, drawn = [], []
     for split, blocks in (("background", BACKGROUND), ("evaluation", EVALUATION)):
         for alphabet, (first, last) in blocks.items():
             for code, master in _glyphs(first, last):
                 names.append({"alphabet": alphabet, "character": f"U+{code:04X}", "split": split})
-                masters.append(master)
-    masters = np.stack(masters)
+                drawn.append(master)
+    masters = np.stack(drawn)
     edge = (MASTER - LONG_SIDE) // 2
     box, shape = (edge, edge, MASTER - edge, MASTER - edge), (SIGNATURE, SIGNATURE)
     small = [np.asarray(Image.fromarray(master).resize(shape, Image.Resampling.BOX, box)) for master in masters]
@@ -174,7 +174,7 @@ def _glyphs(first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
         if unicodedata.decomposition(chr(code)):
             continue
         ink = _ink(font, code)
-        if ink is None or max(ink.shape) < SMALLEST or np.array_equal(ink, missing):
+        if ink is None or max(ink.shape) < SMALLEST or (missing is not None and np.array_equal(ink, missing)):
             continue
         scale = LONG_SIDE / max(ink.shape)
         width, height = (max(1, round(scale * side)) for side in ink.shape[::-1])
@@ -196,9 +196,7 @@ def _font() -> ImageFont.FreeTypeFont:
     spec = importlib.util.find_spec("matplotlib")  # found, not imported: importing it takes longer than drawing
     path = Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise FileNotFoundError(
-            "the glyph stand-in needs the DejaVu fonts of matplotlib: install matplotlib, or run `make data`"
-        )
+        raise FileNotFoundError("the glyph stand-in needs the DejaVu fonts of matplotlib: install matplotlib, or run `make data`")
     return ImageFont.truetype(str(path), FONT_PIXELS, layout_engine=ImageFont.Layout.BASIC)
 
 

@@ -20,6 +20,10 @@ class Tasks:
     Raises:
         TypeError: an entry is not a tensor.
         ValueError: the leading axes disagree, a set is empty, or the tensors live on different devices.
+
+    >>> tasks = Tasks(torch.zeros(8, 5, 2), torch.zeros(8, 5, 1), torch.zeros(8, 9, 2), torch.zeros(8, 9, 1))
+    >>> len(tasks), len(tasks[:3]), tasks.query[0].shape
+    (8, 3, torch.Size([8, 9, 2]))
     """
 
     support_x: Tensor
@@ -79,6 +83,4 @@ class Tasks:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tasks:
         """A copy on another device; ``dtype`` touches the floating-point tensors only, class labels stay integers."""
-        return Tasks(
-            *(tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None) for tensor in self.tensors)
-        )
+        return Tasks(*(tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None) for tensor in self.tensors))

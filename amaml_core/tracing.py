@@ -7,8 +7,8 @@ included. From then on the recorded graph runs in place of the step, without aut
 steps or more, so a shape is traced when it has taken as many before; compiled, at once.
 
 A model that decides by the values of its data cannot be traced, and runs as it is. What a trace cannot see is that the model or
-the loss is *changed* afterwards. So every solve compares the slope that the trace gives with the model's own, for one task, and away
-from theta. Where they differ, the trace is dropped. A change that leaves this slope as it is goes unnoticed: ``problem.forget()``.
+the loss is *changed* afterwards. So every solve compares the slope that the trace gives with the model's own, for one task, and
+away from theta. Where they differ, the trace is dropped. A change that this slope does not show needs ``problem.forget()``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .fast_tanh import rational_tanh
@@ -38,8 +38,8 @@ CHANGES = 3  # a function that was found changed so often is not traced any more
 
 @dataclass
 class Seen:
-    """What is known of a kernel for one shape: how many steps it took before the present solve, the graphs of its functions (``None`` for
-    one that cannot be traced), and how often it was found changed."""
+    """What is known of a kernel for one shape: its steps before the present solve, the graphs of its functions (``None``
+    for one that cannot be traced), and how often it was found changed."""
 
     before: int = 0
     steps: int = 0
@@ -85,8 +85,8 @@ def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, h: Tensor, x: Ten
 
 
 class _Trial:
-    """Inputs at which a graph and the kernel's own functions are compared: away from theta, where a term may be flat, and with a step
-    that is neither lost in rounding nor far from where it starts."""
+    """Inputs at which a graph and the kernel's own functions are compared: away from theta, where a term may be flat, and with a
+    step that is neither lost in rounding nor far from where it starts."""
 
     def __init__(self, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> None:
         self.kernel, one = kernel, slice(0, 1)
@@ -132,7 +132,7 @@ def _agree(found: Tensor, expected: Tensor, start: Tensor) -> bool:
 
 
 def _trace(compiled: bool, trial: _Trial, name: str) -> Callable[..., list[Tensor]] | None:
-    """The graph of a function, or ``None`` (with a warning if it was to be compiled) where the model cannot be traced or compiled."""
+    """The graph of a function, or ``None`` where there can be none (with a warning if it was to be compiled)."""
     given, function = trial.inputs(name), getattr(trial.kernel, name)
     expected = _listed(function(*given))  # first, so that the model's own errors are the caller's
     make, on_gpu = _compile if compiled else _interpret, given[0].is_cuda
@@ -178,10 +178,10 @@ def _interpret(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor
 
 
 def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
-    inputs = _contiguous(*(t.detach().clone() for t in inputs))
-    on_gpu, single = inputs[0].is_cuda, inputs[0].dtype == torch.float32
-    graph = _graph(function, inputs, None if on_gpu or not single else {aten.tanh.default: rational_tanh})
-    run = torch._inductor.compile(graph, inputs, None if on_gpu else {"cpp_wrapper": True})
+    given: list[Any] = _contiguous(*(t.detach().clone() for t in inputs))
+    on_gpu, single = given[0].is_cuda, given[0].dtype == torch.float32
+    graph = _graph(function, given, None if on_gpu or not single else {aten.tanh.default: rational_tanh})
+    run = torch._inductor.compile(graph, given, None if on_gpu else {"cpp_wrapper": True})
     return lambda *given: list(run(*_contiguous(*given)))
 
 
@@ -217,12 +217,12 @@ def _simplify(graph: GraphModule) -> None:
     """Take out what batching and differentiation leave behind and what changes no bit: factors of one, views to the same shape,
     transposes of transposes, results that nobody uses."""
     for node in list(graph.graph.nodes):
-        target, source = node.target, node.args[0] if node.args else None
+        target, source = node.target, cast(Node, node.args[0] if node.args else None)
         same = target is aten.detach.default or (target is aten.mul.Scalar and node.args[1] == 1)
         if target in (aten.view.default, aten._unsafe_view.default, aten.expand.default):
             same = node.meta["val"].shape == source.meta["val"].shape
         if target is aten.transpose.int and source.target is target and source.args[1:] == node.args[1:]:
-            same, source = True, source.args[0]
+            same, source = True, cast(Node, source.args[0])
         if same:
             node.replace_all_uses_with(source)
             graph.graph.erase_node(node)

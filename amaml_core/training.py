@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import checkpoints
 from .flow import DivergenceError
 from .identity import describe
-from .meta import MetaGradient, Method, meta_gradient
+from .meta import Diagnostics, MetaGradient, Method, meta_gradient
 from .problem import Problem
 from .tasks import Tasks
 
@@ -33,6 +33,11 @@ class FitResult:
         history: one row for each meta step: ``meta_step`` (from 1), ``query_loss`` (mean over the tasks that did not
             diverge), ``gradient_norm``, and ``horizon`` where it is learned.
         method: the method, with the horizon or the step sizes that were learned.
+
+    >>> import pandas
+    >>> from amaml_core import MAML
+    >>> FitResult(torch.zeros(3), pandas.DataFrame({"meta_step": [1], "query_loss": [0.5]}), MAML()).theta.shape
+    torch.Size([3])
     """
 
     theta: Tensor
@@ -62,8 +67,8 @@ def fit(
         optimizer: ``optimizer([theta])`` builds a torch optimiser, for example ``lambda p: torch.optim.SGD(p, lr=0.01)``;
             Adam with learning rate 1e-3 by default. It is tried out on a copy first.
         checkpoint: a safetensors file that is written every half minute, at an interrupt and at the end. If it exists, training
-            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler or seed
-            is refused, with what differs.
+            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler or
+            seed is refused, with what differs.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -85,8 +90,8 @@ def fit(
         raise ValueError(f"meta_steps must be at least 1, not {meta_steps}")
     theta = problem.initial_parameters() if theta is None else theta.detach().clone()
     start, free = theta.clone(), problem.free()
-    learned = None if learn is None else _learnable(method, learn).log()
-    parameters = [p.requires_grad_() for p in (theta, learned) if p is not None]
+    learned = None if learn is None else _Learned(method, learn)
+    parameters = [p.requires_grad_() for p in (theta, *([] if learned is None else [learned.logarithm]))]
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
     _try_out(make, parameters)
     outer = make(parameters)
@@ -100,7 +105,8 @@ def fit(
             state = checkpoints.load(path, identity)
             if len(state["rows"]) > meta_steps:
                 raise ValueError(
-                    f"{path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; delete it or choose another file"
+                    f"{path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
+                    "delete it or choose another file"
                 )
             rows = [tuple(row) for row in state["rows"].tolist()]
             for p, kept in zip(parameters, state["parameters"], strict=True):
@@ -117,14 +123,12 @@ def fit(
     bar = tqdm(total=meta_steps, initial=len(rows), desc=type(method).__name__, disable=None if progress else True)
     try:
         while len(rows) < meta_steps:
-            current = method if learn is None else replace(method, **{learn: learned.detach().exp()}, sensitivities=True)
+            current = method if learned is None else learned.method(sensitivities=True)
             estimate, row = _estimate(current, problem, sampler, theta, generator, len(rows) + 1)
             updating = True
             theta.grad = estimate.gradient
-            if learn is not None:
-                value, slope = learned.detach().exp(), estimate.stats[method.learnable[learn]].mean(0)
-                learned.grad = value * slope.to(learned)  # d/d(log x) = x d/dx
-                row = (*row, value.item()) if value.ndim == 0 else row
+            if learned is not None:
+                row = (*row, *learned.take(estimate.stats))
             outer.step()
             if free is not None:  # some optimisers move what has no gradient: weight decay does
                 theta.data = torch.where(free, theta.data, start)
@@ -141,19 +145,34 @@ def fit(
             save()
     history = pd.DataFrame(rows, columns=["query_loss", "gradient_norm", learn][: len(rows[0])])
     history.insert(0, "meta_step", np.arange(1, len(rows) + 1))
-    return FitResult(
-        theta.detach(), history, method if learn is None else replace(method, **{learn: learned.detach().exp()})
-    )
+    return FitResult(theta.detach(), history, method if learned is None else learned.method())
 
 
-def _learnable(method: Any, learn: str) -> Tensor:
-    """The present value of what is to be learned: () or (K, G), on the CPU in double precision."""
-    learnable = getattr(method, "learnable", {})
-    if learn not in learnable:
-        raise ValueError(f"learn must be one of {tuple(learnable)} for {type(method).__name__}, not {learn!r}")
-    if method.fixed(learn) or getattr(method, learn) is None:
-        raise ValueError(f"learn={learn!r} needs a value to start from, and nothing that stands in its place: {method!r}")
-    return torch.as_tensor(getattr(method, learn), dtype=torch.float64).detach().cpu().clone()
+class _Learned:
+    """An entry of a method that is learned beside theta: its logarithm () or (K, G), on the CPU in double precision.
+
+    Raises:
+        ValueError: the method cannot learn it, or has no value to start from.
+    """
+
+    def __init__(self, method: Any, name: str) -> None:
+        learnable = getattr(method, "learnable", {})
+        if name not in learnable:
+            raise ValueError(f"learn must be one of {tuple(learnable)} for {type(method).__name__}, not {name!r}")
+        if method.fixed(name) or getattr(method, name) is None:
+            raise ValueError(f"learn={name!r} needs a value to start from, and nothing that stands in its place: {method!r}")
+        self.start, self.name, self.gradient = method, name, learnable[name]
+        self.logarithm = torch.as_tensor(getattr(method, name), dtype=torch.float64).detach().cpu().log()
+
+    def method(self, **more: Any) -> Method:
+        """The method at the present value."""
+        return replace(self.start, **{self.name: self.logarithm.detach().exp()}, **more)
+
+    def take(self, stats: Diagnostics) -> tuple[float, ...]:
+        """Take the gradient from a meta-gradient's diagnostics, and give the value if it is one number."""
+        value = self.logarithm.detach().exp()
+        self.logarithm.grad = value * stats[self.gradient].mean(0).to(value)  # d/d(log x) = x d/dx
+        return (value.item(),) if value.ndim == 0 else ()
 
 
 def _try_out(make: Callable, parameters: list[Tensor]) -> None:
@@ -170,7 +189,7 @@ def _try_out(make: Callable, parameters: list[Tensor]) -> None:
         trial.step()
     except TypeError as error:
         raise TypeError(
-            f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient for a step, and calls step() ({error})"
+            f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient, and calls step() ({error})"
         ) from error
     checkpoints.flatten(trial.state_dict(), {}, type(trial).__name__)
 
@@ -195,7 +214,7 @@ def _identity(method, problem, sampler, outer, seed, theta, learn) -> dict[str, 
     )  # fmt: skip
 
 
-def _estimate(method, problem, sampler, theta, generator, number) -> tuple[MetaGradient, tuple[float, float]]:
+def _estimate(method, problem, sampler, theta, generator, number) -> tuple[MetaGradient, tuple[float, ...]]:
     """The meta-gradient of one meta step, and its row of the history. An interrupt leaves the generator as it was."""
     before = generator.get_state()
     try:

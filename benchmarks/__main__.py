@@ -129,9 +129,7 @@ def available_mb() -> float | None:
 
 def prediction(table: pd.DataFrame, case: Case, name: str, limit: float) -> str | None:
     """Why a contender is not run at a case, from how it did with fewer steps; ``None`` if nothing speaks against it."""
-    like = (table[["device", "network", "tasks", "dtype"]] == [case.device, case.network, case.tasks, case.dtype]).all(
-        axis=1
-    )
+    like = (table[["device", "network", "tasks", "dtype"]] == [case.device, case.network, case.tasks, case.dtype]).all(axis=1)
     rows = table[like & (table.contender == name) & (table.steps < case.steps)].sort_values("steps")
     if rows.empty:
         return None
@@ -151,9 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two small cases, about two minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--only", default="", metavar="REGEX", help="for example 'mlp B=32 K=50 float32 (amaml|unrolled)$'"
-    )
+    parser.add_argument("--only", default="", metavar="REGEX", help="for example 'mlp B=32 K=50 float32 (amaml|unrolled)$'")
     parser.add_argument("--force", action="store_true", help="measure again what has a row")
     parser.add_argument("--seconds", type=float, default=5.0, help="of repeated calls for each contender and case")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that one call may take")
@@ -179,9 +175,7 @@ def main(argv: list[str] | None = None) -> None:
             names = [
                 name
                 for name, contender in CONTENDERS.items()
-                if name not in done
-                and re.search(arguments.only, f"{label} {name}")
-                and (case.device == "cpu" or contender.cuda)
+                if name not in done and re.search(arguments.only, f"{label} {name}") and (case.device == "cpu" or contender.cuda)
             ]
             if not names:
                 continue
@@ -194,18 +188,12 @@ def main(argv: list[str] | None = None) -> None:
                 "load_average": round(load, 2), "machine": machine(), "commit": commit(),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }  # fmt: skip
-            new = pd.DataFrame(
-                [shared | {"contender": name} | row for name, row in rows.items()], columns=results.COLUMNS
-            )
+            new = pd.DataFrame([shared | {"contender": name} | row for name, row in rows.items()], columns=results.COLUMNS)
             kept = table[~(here & table.contender.isin(names))]
             table = pd.concat([part for part in (kept, new) if len(part)], ignore_index=True)
             results.write(table, path)
             for name, row in rows.items():
-                detail = (
-                    f"{row['cpu_seconds']:9.4f} s {row['memory_mb']:8.1f} MB"
-                    if row["status"] == "ok"
-                    else row["reason"]
-                )
+                detail = f"{row['cpu_seconds']:9.4f} s {row['memory_mb']:8.1f} MB" if row["status"] == "ok" else row["reason"]
                 tqdm.write(f"{label:28} {name:26} {row['status']:8} {detail}")
     report.main([str(path)])
 

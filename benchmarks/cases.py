@@ -74,9 +74,7 @@ class Case:
         # Blots, one for each class, and copies of them that are shifted and noisy
         coarse = draw.uniform(0, 1, (self.tasks, WAY, 1, PIXELS // 4, PIXELS // 4))
         blots = np.kron(coarse > 0.6, np.ones((4, 4)))  # (B, way, 1, 28, 28)
-        copies = np.stack(
-            [np.roll(blots, tuple(draw.integers(-2, 3, 2)), (-2, -1)) for _ in range(1 + QUERY // WAY)], 1
-        )
+        copies = np.stack([np.roll(blots, tuple(draw.integers(-2, 3, 2)), (-2, -1)) for _ in range(1 + QUERY // WAY)], 1)
         copies = copies + 0.1 * draw.standard_normal(copies.shape)  # (B, 1 + copies, way, 1, 28, 28)
         x = copies.reshape(self.tasks, -1, 1, PIXELS, PIXELS).astype(self.dtype)
         y = np.tile(np.arange(WAY), (self.tasks, 1 + QUERY // WAY))

@@ -183,9 +183,9 @@ def odeint_adjoint(case: Case) -> Compute:
 
     def compute() -> np.ndarray:
         theta = problem.initial_parameters().expand(case.tasks, -1).clone().requires_grad_()  # (P,) -> (B, P)
-        end = torchdiffeq.odeint_adjoint(
-            field, theta, horizon, method="euler", options={"step_size": case.lr}, adjoint_params=()
-        )[-1]
+        end = torchdiffeq.odeint_adjoint(field, theta, horizon, method="euler", options={"step_size": case.lr}, adjoint_params=())[
+            -1
+        ]
         return flat([torch.autograd.grad(problem.losses(end, *tasks.query).mean(), theta)[0].sum(0)])
 
     return compute
@@ -244,9 +244,7 @@ def jax_scan(checkpoint: bool) -> Callable[[Case], Compute]:
 
         def conv(p, x):
             for weight, bias, scale, shift in (p[i : i + 4] for i in range(0, 16, 4)):
-                x = jax.lax.conv_general_dilated(
-                    x, weight, (2, 2), ((1, 1), (1, 1)), None, None, ("NCHW", "OIHW", "NCHW")
-                )
+                x = jax.lax.conv_general_dilated(x, weight, (2, 2), ((1, 1), (1, 1)), None, None, ("NCHW", "OIHW", "NCHW"))
                 x = x + bias[:, None, None]
                 mean, variance = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
                 x = (x - mean) / jnp.sqrt(variance + 1e-5) * scale[:, None, None] + shift[:, None, None]

@@ -67,9 +67,7 @@ def ratios(table: pd.DataFrame, target: Target) -> pd.Series:
     """The measured ratios of a target, by K; empty where nothing was measured."""
     rows = table[(table.device == "cpu") & (table.dtype == "float32") & (table.status == "ok")]
     rows = rows[(rows.network == target.network) & (rows.tasks == target.tasks)]
-    wide = rows.pivot(index="steps", columns="contender", values=target.figure).reindex(
-        columns=[target.contender, target.peer]
-    )
+    wide = rows.pivot(index="steps", columns="contender", values=target.figure).reindex(columns=[target.contender, target.peer])
     own = wide[target.contender]
     if target.growth:
         return pd.Series({2000: own.get(2000, float("nan")) / own.get(50, float("nan"))}).dropna()

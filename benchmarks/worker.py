@@ -115,9 +115,7 @@ def explain(error: BaseException) -> dict:
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     if isinstance(error, ModuleNotFoundError):
         return {"status": "not installed", "reason": reason}
-    starved = isinstance(error, MemoryError) or any(
-        w in str(error).lower() for w in ("out of memory", "allocate memory")
-    )
+    starved = isinstance(error, MemoryError) or any(w in str(error).lower() for w in ("out of memory", "allocate memory"))
     return {"status": "out of memory" if starved else "failed", "reason": reason}
 
 

@@ -33,19 +33,13 @@ def status_table(datasets: Sequence[DataSet], notes: dict[str, str]) -> pd.DataF
 def show(table: pd.DataFrame) -> str:
     """The table as text, its cells flush left."""
     widths = {name: table[name].str.len().max() for name in table}
-    return table.to_string(
-        index=False, justify="left", formatters={name: f"{{:<{widths[name]}}}".format for name in table}
-    )
+    return table.to_string(index=False, justify="left", formatters={name: f"{{:<{widths[name]}}}".format for name in table})
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, also if something cannot be reached; 1 after an error; 130 after an interrupt."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_scripts", description="Fetch and prepare the book's data sets."
-    )
-    parser.add_argument(
-        "--images", action="store_true", help="also prepare mini-ImageNet (1.3 GB on disk, a few minutes)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m data_scripts", description="Fetch and prepare the book's data sets.")
+    parser.add_argument("--images", action="store_true", help="also prepare mini-ImageNet (1.3 GB on disk, a few minutes)")
     parser.add_argument("--status", action="store_true", help="only show what is prepared")
     options = parser.parse_args(arguments)
     notes: dict[str, str] = {}

@@ -45,9 +45,7 @@ def obtain(archive: Archive) -> Source:
     try:
         from data_scripts.download import download  # a mirror works without the packages that the network needs
     except ImportError as error:
-        raise DataError(
-            f"downloading needs the package {error.name}; install the extra 'data', or set AMAML_MIRROR"
-        ) from error
+        raise DataError(f"downloading needs the package {error.name}; install the extra 'data', or set AMAML_MIRROR") from error
     target = archive_folder() / archive.path
     try:
         download(archive.urls, archive.known_hash, target)

@@ -158,9 +158,7 @@ def create(path: Path, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def build(
-    sources: Sequence[Source], folder: Path, counts: Mapping[str, int], *, class_digests: Mapping[str, str]
-) -> dict:
+def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int], *, class_digests: Mapping[str, str]) -> dict:
     """Write the three arrays, one image at a time, straight to disk.
 
     Args:
@@ -197,8 +195,7 @@ DATASET = DataSet(
     title="mini-ImageNet, split of Ravi and Larochelle",
     page="https://github.com/twitter-research/meta-learning-lstm",
     licence=(
-        "ImageNet terms of access: non-commercial research and education only, no redistribution"
-        " (https://image-net.org/download)"
+        "ImageNet terms of access: non-commercial research and education only, no redistribution (https://image-net.org/download)"
     ),
     counts={"train": 64, "val": 16, "test": 20, "images_per_class": 600},
     layout=layout,

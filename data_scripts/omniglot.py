@@ -22,12 +22,8 @@ SIDE, SMALL_SIDE = 105, 28
 
 HOST = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 ARCHIVES = (
-    Archive(
-        "omniglot/images_background.zip", "md5:68d2efa1b9178cc56df9314c21c6e718", (f"{HOST}images_background.zip",)
-    ),
-    Archive(
-        "omniglot/images_evaluation.zip", "md5:6b91aef0f799c5bb55b94e3f2daec811", (f"{HOST}images_evaluation.zip",)
-    ),
+    Archive("omniglot/images_background.zip", "md5:68d2efa1b9178cc56df9314c21c6e718", (f"{HOST}images_background.zip",)),
+    Archive("omniglot/images_evaluation.zip", "md5:6b91aef0f799c5bb55b94e3f2daec811", (f"{HOST}images_evaluation.zip",)),
 )
 
 

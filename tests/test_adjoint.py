@@ -144,9 +144,7 @@ def test_dopri5_adjoint_is_autograd_through_its_accepted_steps(case, proximal):
 def test_dopri5_approaches_the_flow_as_its_tolerance_shrinks():
     problem, theta, tasks = regression()
     exact = gradient(AMAML(1.0, RK4(150)), problem, theta, tasks)
-    errors = [
-        relative(gradient(AMAML(1.0, Dopri5(r, r * 1e-2)), problem, theta, tasks), exact) for r in (1e-3, 1e-5, 1e-7)
-    ]
+    errors = [relative(gradient(AMAML(1.0, Dopri5(r, r * 1e-2)), problem, theta, tasks), exact) for r in (1e-3, 1e-5, 1e-7)]
     assert errors[0] > 10 * errors[1] > 100 * errors[2] and errors[2] < 1e-5
 
 
@@ -164,10 +162,7 @@ def test_the_continuous_adjoint_converges_at_the_solvers_order(solver, order):
     exact = gradient(AMAML(1.0, RK4(150)), problem, theta, tasks)
     steps = torch.tensor([48, 64, 96, 128] if solver is Euler else [16, 24, 32, 48])
     errors = torch.tensor(
-        [
-            relative(gradient(AMAML(1.0, solver(int(k)), adjoint="continuous"), problem, theta, tasks), exact)
-            for k in steps
-        ]
+        [relative(gradient(AMAML(1.0, solver(int(k)), adjoint="continuous"), problem, theta, tasks), exact) for k in steps]
     )
     x, y = steps.log(), errors.log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
@@ -205,10 +200,7 @@ def test_hermite_reproduces_cubics():
 def test_backsolve_agrees_where_the_flow_can_be_reversed(proximal):
     problem, theta, tasks = regression()
     exact = gradient(AMAML(0.5, RK4(50), proximal=proximal), problem, theta, tasks)
-    assert (
-        relative(gradient(AMAML(0.5, RK4(50), memory=Backsolve(), proximal=proximal), problem, theta, tasks), exact)
-        < 1e-5
-    )
+    assert relative(gradient(AMAML(0.5, RK4(50), memory=Backsolve(), proximal=proximal), problem, theta, tasks), exact) < 1e-5
 
 
 def test_backsolve_refuses_what_it_cannot_reverse():
@@ -244,10 +236,7 @@ def test_sensitivities_to_horizon_and_step_sizes_agree_with_central_differences(
     for k, g in ((0, 0), (solver.steps - 1, groups - 1), (1, 3)):
         bump = torch.zeros_like(sizes)
         bump[k, g] = eps
-        up, down = (
-            meta_gradient(replace(method, step_sizes=sizes + s * bump), problem, theta, tasks).query_loss
-            for s in (1, -1)
-        )
+        up, down = (meta_gradient(replace(method, step_sizes=sizes + s * bump), problem, theta, tasks).query_loss for s in (1, -1))
         assert torch.allclose(by_step[:, k, g], (up - down) / (2 * eps), rtol=1e-5, atol=1e-9)
 
 
@@ -274,9 +263,7 @@ def test_inner_loop_options_keep_the_gradient_exact(options, memory):
     method = AMAML(0.6, Euler(7), memory, proximal=0.3, inner=OPTIONS[options])
     check_against_central_differences(method, problem, theta, tasks, tolerance=1e-6)
     assert (
-        relative(
-            gradient(method, problem, theta, tasks), gradient(replace(method, inner=InnerLoop()), problem, theta, tasks)
-        )
+        relative(gradient(method, problem, theta, tasks), gradient(replace(method, inner=InnerLoop()), problem, theta, tasks))
         > 1e-3
     )
 
@@ -334,9 +321,7 @@ def test_adaptive_steps_report_what_they_cannot_do():
 def test_fit_learns_the_horizon_or_the_step_sizes(learn, tmp_path):
     problem, theta, tasks = regression(tasks=4)
     method = AMAML(0.01, Euler(4), step_sizes=None if learn == "horizon" else torch.full((4, 6), 0.0025, dtype=F64))
-    learned = fit(
-        method, problem, lambda g: tasks, 40, lambda p: torch.optim.Adam(p, 0.05), progress=False, learn=learn
-    )
+    learned = fit(method, problem, lambda g: tasks, 40, lambda p: torch.optim.Adam(p, 0.05), progress=False, learn=learn)
     once = fit(method, problem, lambda g: tasks, 1, lambda p: torch.optim.SGD(p, 0.1), progress=False, learn=learn)
     stats = meta_gradient(replace(method, sensitivities=True), problem, theta, tasks).stats
     if learn == "horizon":
@@ -352,9 +337,7 @@ def test_fit_learns_the_horizon_or_the_step_sizes(learn, tmp_path):
         assert (learned.method.step_sizes > 0).all()
     path = tmp_path / "run.npz"
     fit(method, problem, lambda g: tasks, 17, lambda p: torch.optim.Adam(p, 0.05), path, progress=False, learn=learn)
-    resumed = fit(
-        method, problem, lambda g: tasks, 40, lambda p: torch.optim.Adam(p, 0.05), path, progress=False, learn=learn
-    )
+    resumed = fit(method, problem, lambda g: tasks, 40, lambda p: torch.optim.Adam(p, 0.05), path, progress=False, learn=learn)
     assert torch.equal(resumed.theta, learned.theta) and resumed.history.equals(learned.history)
 
 

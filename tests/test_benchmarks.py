@@ -115,9 +115,7 @@ def test_a_measurement_makes_valid_rows_is_resumed_and_reported(tmp_path):
     ],
 )
 def test_what_would_take_too_much_is_skipped_with_a_reason(rows, steps, reason):
-    table = [
-        row(steps=k, wall_seconds=s, memory_mb=m, status="ok" if s else "skipped", reason="long") for k, s, m in rows
-    ]
+    table = [row(steps=k, wall_seconds=s, memory_mb=m, status="ok" if s else "skipped", reason="long") for k, s, m in rows]
     found = prediction(pd.DataFrame(table, columns=results.COLUMNS), Case("mlp", 5, steps), "amaml", limit=60)
     assert found is None if reason is None else reason in found
 
@@ -165,7 +163,5 @@ def test_the_verdict_is_that_of_the_worst_case():
 def test_committed_tables_are_valid_and_their_reports_up_to_date(path):
     table = results.read(path)
     assert path.with_suffix(".md").read_text() == report.text(table)
-    exact = table[
-        (table.status == "ok") & (table.dtype == "float64") & table.contender.map(lambda n: CONTENDERS[n].exact)
-    ]
+    exact = table[(table.status == "ok") & (table.dtype == "float64") & table.contender.map(lambda n: CONTENDERS[n].exact)]
     assert (exact.error < 1e-6).all()

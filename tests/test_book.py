@@ -247,7 +247,6 @@ def test_problems_name_errors_and_remains_of_an_execution(chapter):
 # ----------------------------------------------------------------------------------------------------- rendered book
 
 
-
 class Page(HTMLParser):
     """What a page names: the ids of its elements, where its links go, and what a browser loads with it."""
 
@@ -328,11 +327,6 @@ def test_lock_pins_every_direct_dependency_for_any_build_and_index():
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     direct = {re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", name)[0]).lower() for name in wanted}
     assert direct - pinned == {"amaml-core"}
-
-
-def test_code_is_in_style():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_figure_of_the_readme_is_that_of_its_chapter():

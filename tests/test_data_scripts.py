@@ -88,9 +88,7 @@ def put(mirror: Path, path: str, data: bytes) -> Path:
 
 def sign(mirror: Path) -> None:
     files = sorted(path for path in mirror.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./{path.relative_to(mirror).as_posix()}" for path in files
-    ]
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./{path.relative_to(mirror).as_posix()}" for path in files]
     (mirror / "SHA256SUMS").write_text("\n".join(lines) + "\n")
 
 
@@ -347,9 +345,7 @@ def test_one_altered_byte_is_noticed_and_the_next_run_recovers(mirror: Path) -> 
     archive = put_100k(mirror)
     good = archive.read_bytes()
     archive.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
-    with pytest.raises(
-        DataError, match=r"damaged or altered: its SHA-256 is [0-9a-f]{64}, SHA256SUMS says [0-9a-f]{64}"
-    ):
+    with pytest.raises(DataError, match=r"damaged or altered: its SHA-256 is [0-9a-f]{64}, SHA256SUMS says [0-9a-f]{64}"):
         prepare(ML_100K)
     assert nothing_half_made()
     archive.write_bytes(good)
@@ -677,9 +673,7 @@ def test_after_a_failure_the_target_is_as_it_was_and_the_next_run_recovers(
     assert arrays(ML_100K) == SORTED and manifest(ML_100K)["format"] == common.FORMAT
 
 
-def test_if_the_new_arrays_cannot_take_their_place_the_old_ones_come_back(
-    mirror: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_if_the_new_arrays_cannot_take_their_place_the_old_ones_come_back(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_100k(mirror)
     before = outdated_target()
     rename = Path.rename
@@ -697,9 +691,7 @@ def test_if_the_new_arrays_cannot_take_their_place_the_old_ones_come_back(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space for a file")
-def test_a_disk_too_full_for_the_images_is_noticed_before_they_are_written(
-    mirror: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_too_full_for_the_images_is_noticed_before_they_are_written(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mini(mirror, jpegs())
 
     def full(_descriptor: int, _offset: int, _length: int) -> None:
@@ -798,8 +790,7 @@ def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, capsys: pytest.C
 
     outcomes: list[bool] = []
     runs = [
-        threading.Thread(target=lambda: outcomes.append(prepare(replace(ML_100K, build=slow_build))), daemon=True)
-        for _ in range(2)
+        threading.Thread(target=lambda: outcomes.append(prepare(replace(ML_100K, build=slow_build))), daemon=True) for _ in range(2)
     ]
     for run in runs:
         run.start()
@@ -965,9 +956,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(
-    offline: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(offline: Path, capsys: pytest.CaptureFixture) -> None:
     address = f"127.0.0.1:{closed_port()}"
     urls = (f"http://{address}/ml-100k.zip", f"http://{address}/archive/ml-100k.zip")
     expected = rf"^{address} cannot be reached \(no connection\)\. .*movielens/ml-100k\.zip and set AMAML_MIRROR=DIR$"
@@ -988,9 +977,7 @@ def test_an_answer_without_the_file_is_told_with_its_status(host: Host) -> None:
         prepare(hosted(host))
 
 
-def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(
-    mirror: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_100k(mirror)
     monkeypatch.setitem(sys.modules, "pooch", None)
     monkeypatch.delitem(sys.modules, "data_scripts.download")
@@ -1001,9 +988,7 @@ def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(
         prepare(ML_1M)
 
 
-def test_a_spreadsheet_without_the_package_that_reads_it_is_an_error(
-    mirror: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_spreadsheet_without_the_package_that_reads_it_is_an_error(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": biff2(MATRIX)}))
     monkeypatch.setitem(sys.modules, "xlrd", None)
     with pytest.raises(DataError, match="needs the package xlrd; install the extra 'data'"):
@@ -1074,9 +1059,7 @@ def test_all_together_ends_with_status_1_after_an_error_and_shows_it(
     assert "error:" in table and "damaged or altered" in table and "3 users, 4 items, 7 ratings" in table
 
 
-def test_images_are_prepared_when_asked_for(
-    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_images_are_prepared_when_asked_for(mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     put_mini(mirror, jpegs())
     monkeypatch.setattr(everything, "SMALL", ())
     monkeypatch.setattr(everything, "LARGE", (mini(),))

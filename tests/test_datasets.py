@@ -48,11 +48,7 @@ def test_a_checked_cell_cannot_tell_whether_a_stand_in_was_used(tmp_path, capsys
 def test_prepared_ratings_come_back_as_they_are(tmp_path, capsys):
     data = load_ratings("ml-100k", prepare_ratings(tmp_path))
     assert data.real and data.description == "MovieLens 100K" and data.name == "ml-100k"
-    assert (
-        data.user.tolist() == [0, 0, 1, 2]
-        and data.item.tolist() == [0, 3, 3, 1]
-        and data.rating.tolist() == [1, 5, 3, 4]
-    )
+    assert data.user.tolist() == [0, 0, 1, 2] and data.item.tolist() == [0, 3, 3, 1] and data.rating.tolist() == [1, 5, 3, 4]
     assert capsys.readouterr() == ("", "")  # nothing is announced
 
 
@@ -96,9 +92,7 @@ def test_mini_imagenet_comes_in_parts(tmp_path):
     folder = tmp_path / "mini-imagenet"
     folder.mkdir()
     np.save(folder / "val.npy", np.ones((1, 600, 84, 84, 3), np.uint8))
-    (folder / "manifest.json").write_text(
-        json.dumps({"name": "mini-imagenet", "classes": {"val": ["n01"], "test": ["n02"]}})
-    )
+    (folder / "manifest.json").write_text(json.dumps({"name": "mini-imagenet", "classes": {"val": ["n01"], "test": ["n02"]}}))
     data = load_images("mini-imagenet", "val", root=tmp_path)
     assert data.images.shape == (1, 600, 84, 84, 3) and data.classes == [{"character": "n01", "split": "val"}]
     with pytest.raises(ValueError, match="test.npy is missing"):

@@ -63,9 +63,7 @@ def test_images_learn_more_than_chance_from_one_drawing(no_data, capsys):
 
 
 def test_a_cell_leaves_a_record_and_is_not_run_again(no_data, tmp_path, capsys):
-    chosen = [
-        c for c in ratings.cells("smoke", 0) if c.settings["method"] == "FOMAML" and c.settings["data"] == "jester-1"
-    ]
+    chosen = [c for c in ratings.cells("smoke", 0) if c.settings["method"] == "FOMAML" and c.settings["data"] == "jester-1"]
     assert len(chosen) == 2 and len({c.name for c in chosen}) == 2
     todo = [(cell, ratings.run, tmp_path / "out") for cell in chosen]
     paths = cells.run_cells(todo)

@@ -40,9 +40,7 @@ def test_all_switches_at_released_give_the_released_formulas(proximal):
         lam = problem.gradient(flow[-1:], *task.query)[0] + proximal * (flow[-1] - theta)
         values = [lam]
         for k in range(steps, -1, -1):
-            values.append(
-                values[-1] - horizon / steps * torch.autograd.functional.hessian(support, flow[k]) @ values[-1]
-            )
+            values.append(values[-1] - horizon / steps * torch.autograd.functional.hessian(support, flow[k]) @ values[-1])
         integral = horizon / steps * torch.stack(values).sum(0)
         expected.append(values[-1] + proximal * integral + proximal * (theta - flow[-1]))
         assert relative(estimate.adapted[b], flow[-1]) < 1e-12
@@ -128,9 +126,7 @@ def test_every_backward_loop_on_a_quadratic_is_its_matrix_polynomial():
     bare = audit.without_proximal(RELEASED)
     for switches in audit.backward_loops(bare).values():
         power = steps + (switches.backward_steps == "n+1")
-        expected = torch.stack(
-            [torch.linalg.matrix_power(factor[switches.adjoint][b], power) @ c[b] for b in range(2)]
-        ).mean(0)
+        expected = torch.stack([torch.linalg.matrix_power(factor[switches.adjoint][b], power) @ c[b] for b in range(2)]).mean(0)
         assert relative(gradient(Audited(h * steps, steps, switches), problem, theta, tasks), expected) < 1e-12
 
 
@@ -273,10 +269,7 @@ def test_pools_standardise_by_what_they_say():
     mine, theirs = (audit.pools("alpine", 20, 0, fit_on) for fit_on in ("train", "all"))
     y = torch.cat([mine.train.support_y, mine.train.query_y], 1)
     assert abs(y.mean()) < 1e-12 and y.std(correction=0) == pytest.approx(1)
-    assert (
-        relative(theirs.standardisation.undo_y(theirs.test.query_y), mine.standardisation.undo_y(mine.test.query_y))
-        < 1e-12
-    )
+    assert relative(theirs.standardisation.undo_y(theirs.test.query_y), mine.standardisation.undo_y(mine.test.query_y)) < 1e-12
     assert theirs.standardisation.y_mean != mine.standardisation.y_mean
     with pytest.raises(ValueError, match="formula must be"):
         audit.pools("cosines", 2, 0)
@@ -313,11 +306,7 @@ def test_an_unknown_training_setting_is_refused():
 @pytest.mark.slow
 def test_here_gives_the_table_that_records_would(tmp_path):
     live = audit.here("gradient", "smoke", 0, formula="alpine", at="initial")
-    (cell,) = (
-        c
-        for c in audit.cells("smoke", 0)
-        if c.settings.get("formula") == "alpine" and c.settings.get("at") == "initial"
-    )
+    (cell,) = (c for c in audit.cells("smoke", 0) if c.settings.get("formula") == "alpine" and c.settings.get("at") == "initial")
     path = run_cell(cell, audit.run, tmp_path)
     path.rename(tmp_path / path.name.replace("profile=smoke", "profile=full"))
     assert audit.read("gradient", tmp_path)[live.columns].equals(live)  # JSON sorts the columns

@@ -25,9 +25,7 @@ def test_published_values_are_complete_and_only_maml_runs_out_of_memory():
     table = efficiency.published()
     assert len(table) == 5 * 8 - 2
     for values in (PUBLISHED_SECONDS, PUBLISHED_SHARE):
-        missing = {
-            (name, k) for name, row in values.items() for k, v in zip(PUBLISHED_STEPS, row, strict=True) if v is None
-        }
+        missing = {(name, k) for name, row in values.items() for k, v in zip(PUBLISHED_STEPS, row, strict=True) if v is None}
         assert missing == {("MAML", 300), ("MAML", 500)}
     assert table["share"].between(efficiency.IDLE_SHARE, efficiency.FULL_SHARE).all()
     longest = table[table["steps"] == 200].set_index("method")["seconds"]
@@ -75,9 +73,7 @@ def test_store_grows_by_one_state_a_step_maml_by_its_graph_and_first_order_by_no
 
 
 def test_maml_fills_the_normalised_memory_as_it_did_the_published_one():
-    table = pd.DataFrame(
-        {"method": ["MAML", "MAML", "MAML", "FOMAML"], "steps": [100, 200, 500, 500], "peak": [50, 100, 250, 0]}
-    )
+    table = pd.DataFrame({"method": ["MAML", "MAML", "MAML", "FOMAML"], "steps": [100, 200, 500, 500], "peak": [50, 100, 250, 0]})
     assert efficiency.normalised(table).tolist() == pytest.approx([0.54, 0.98, 2.3, 0.10])
     with pytest.raises(ValueError, match="MAML must be among"):
         efficiency.normalised(table[table["method"] == "FOMAML"])
@@ -101,9 +97,7 @@ def test_records_come_back_as_tables(tmp_path):
     run_cell(Cell("efficiency", common | {"device": "cpu", "mode": "traced"}, 0), efficiency.run, tmp_path)
     memory, seconds = efficiency.read_memory(tmp_path), efficiency.read_seconds(tmp_path)
     assert sorted(memory["method"]) == sorted(LONG) and (memory["peak"] >= memory["held"]).all()
-    assert (
-        set(seconds["mode"]) == {"traced"} and (seconds["load"] >= 0).all() and seconds["machine"].str.len().min() > 0
-    )
+    assert set(seconds["mode"]) == {"traced"} and (seconds["load"] >= 0).all() and seconds["machine"].str.len().min() > 0
     empty = tmp_path / "none"
     assert efficiency.read_memory(empty).empty and efficiency.read_seconds(empty).empty
 
@@ -116,9 +110,9 @@ def test_a_small_comparison_holds_every_method():
 
 
 def test_recorded_bytes_are_counted_again_to_the_byte():
-    path = next(
-        c for c in efficiency.cells("full") if c.experiment == "efficiency-memory" and c.settings["steps"] == 10
-    ).path(efficiency.RECORDS)
+    path = next(c for c in efficiency.cells("full") if c.experiment == "efficiency-memory" and c.settings["steps"] == 10).path(
+        efficiency.RECORDS
+    )
     if not path.exists():
         pytest.skip("no record")
     assert efficiency.live_bytes(tuple(METHODS), 10, 0) == read_record(path).figures

@@ -23,9 +23,7 @@ def no_data(tmp_path, monkeypatch):
 
 
 def cell(row, **more):
-    (found,) = [
-        c for c in images_full.cells("smoke") if c.settings == {"profile": "smoke", "size": "tiny", "row": row} | more
-    ]
+    (found,) = [c for c in images_full.cells("smoke") if c.settings == {"profile": "smoke", "size": "tiny", "row": row} | more]
     return found
 
 

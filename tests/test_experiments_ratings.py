@@ -98,9 +98,7 @@ def test_recorded_errors_and_scales_give_every_normaliser(no_data, tmp_path):
     np.testing.assert_allclose(ratings.normalised(figures, "norm of raw ratings", bar="user mean"), raw, rtol=1e-3)
     stars = metrics.rmse(splits.undo(guess), splits.undo(tasks.query_y)) / (data.rating.max() - data.rating.min())
     np.testing.assert_allclose(ratings.normalised(figures, "rating scale", bar="user mean"), stars, rtol=1e-3)
-    np.testing.assert_allclose(
-        ratings.normalised(figures, "none", bar="user mean"), metrics.rmse(guess, tasks.query_y), rtol=1e-4
-    )
+    np.testing.assert_allclose(ratings.normalised(figures, "none", bar="user mean"), metrics.rmse(guess, tasks.query_y), rtol=1e-4)
 
 
 def test_a_scale_of_zero_has_no_normalised_error_and_unknown_requests_are_refused():
@@ -184,8 +182,7 @@ def test_compiled_training_is_eager_training_to_rounding(no_data):
     setting, size = ratings.Setting(), ratings.size_of("smoke")
     _, splits = ratings.load(setting, size, 0)
     eager, fast = (
-        ratings.train("FOMAML", setting, size, splits, 0, progress=False, compile=compile)[1]
-        for compile in (False, True)
+        ratings.train("FOMAML", setting, size, splits, 0, progress=False, compile=compile)[1] for compile in (False, True)
     )
     torch.testing.assert_close(fast, eager, rtol=1e-3, atol=1e-4)
 

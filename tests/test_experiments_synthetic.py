@@ -23,9 +23,7 @@ RELEASED = Data("cosmixture", "released")
 def test_every_panel_shows_every_method_at_every_epoch_but_one_off_the_figure():
     table = published_curves.table()
     assert len(table) == 4 * 6 * 4 - 1
-    assert {tuple(key) for key in table[["family", "shots"]].drop_duplicates().to_numpy()} == set(
-        published_curves.CURVES
-    )
+    assert {tuple(key) for key in table[["family", "shots"]].drop_duplicates().to_numpy()} == set(published_curves.CURVES)
     assert set(table["method"]) == set(METHODS) and set(table["step"]) == set(published_curves.EPOCHS)
     assert table["published"].between(0.1, 1.5).all()
 
@@ -117,9 +115,7 @@ def test_the_untrained_row_starts_at_the_error_of_the_initial_network():
         found = figures[protocol]
         assert found["held-out"]["training"]["mean"][0] == pytest.approx(held_out.mean().item(), abs=2e-5)
         assert found["support"]["task"]["mean"][0] == pytest.approx(support.mean().item(), abs=2e-5)
-        assert found["held-out"]["training"]["se"][0] == pytest.approx(
-            held_out.std().item() / len(tasks) ** 0.5, abs=2e-5
-        )
+        assert found["held-out"]["training"]["se"][0] == pytest.approx(held_out.std().item() / len(tasks) ** 0.5, abs=2e-5)
 
 
 def test_adaptation_lowers_the_error_on_the_support_set():
@@ -143,17 +139,13 @@ def test_the_live_comparison_is_a_table_like_that_of_the_records():
     assert set(table["protocol"]) == {"adam", "own"} and set(table["normaliser"]) == {"training", "task"}
     steps = len(SMOKE.adam_epochs) + len(SMOKE.own_steps)
     assert len(table) == 2 * 2 * 2 * 2 * steps and np.isfinite(table[["mean", "se"]].to_numpy()).all()
-    assert table.equals(
-        synthetic.compare("smoke", 0, (Data(shots=5), Data("alpine", d=1, shots=5)), ("MAML-1", UNTRAINED))
-    )
+    assert table.equals(synthetic.compare("smoke", 0, (Data(shots=5), Data("alpine", d=1, shots=5)), ("MAML-1", UNTRAINED)))
 
 
 def test_over_seeds_averages_and_shrinks_the_standard_error():
     figures = synthetic.curves(UNTRAINED, Data(shots=5), SMOKE, Choice(), 0)
     one = synthetic.tidy(figures, method="x", seed=0)
-    pooled = synthetic.over_seeds(
-        synthetic.pd.concat([one, one.assign(seed=1, mean=one["mean"] + 0.2)], ignore_index=True)
-    )
+    pooled = synthetic.over_seeds(synthetic.pd.concat([one, one.assign(seed=1, mean=one["mean"] + 0.2)], ignore_index=True))
     np.testing.assert_allclose(pooled["mean"], one["mean"] + 0.1)
     np.testing.assert_allclose(pooled["se"], one["se"] / 2**0.5)
     np.testing.assert_allclose(pooled["high"] - pooled["low"], 0.2)

@@ -125,9 +125,7 @@ def test_the_adjoint_is_exact_and_the_others_are_as_far_off_as_their_formulas_sa
     assert found["A-MAML, discrete: Store"]["error"][0] < 1e-12
     double = tasks.to(dtype=torch.float64)
     problem = Problem(tradeoff.network(2).double(), tradeoff.loss)
-    exact, first = (
-        meta_gradient(m, problem, theta.double(), double).gradient for m in (MAML(0.05, 10), FOMAML(0.05, 10))
-    )
+    exact, first = (meta_gradient(m, problem, theta.double(), double).gradient for m in (MAML(0.05, 10), FOMAML(0.05, 10)))
     assert found["FOMAML"]["error"][0] == pytest.approx(relative(first, exact), rel=1e-3)
     assert found["FOMAML"]["error"][0] > 1e-3
 
@@ -233,9 +231,7 @@ def test_a_small_comparison_fills_all_tables_and_cells_leave_records(tmp_path):
     assert set(found["curvature"]["place"]) == {"start", "end"} and (found["curvature"]["curvature"] > 0).all()
     costs = found["costs"].set_index("name")
     assert (costs["low"] <= costs["seconds"]).all() and (costs["seconds"] <= costs["high"]).all()
-    assert (
-        costs.loc["MAML, unrolled", "peak"] > costs.loc["A-MAML, discrete: Store", "peak"] > costs.loc["FOMAML", "peak"]
-    )
+    assert costs.loc["MAML, unrolled", "peak"] > costs.loc["A-MAML, discrete: Store", "peak"] > costs.loc["FOMAML", "peak"]
     assert set(found["training"]["method"]) == set(tradeoff.training_methods(*SMOKE.training))
     assert not tradeoff.against_exact(found["training"]).isna().any().any()
     assert (found["training"]["task"] >= 0).all()

@@ -55,9 +55,7 @@ def test_euler_is_maml(case):
 def test_adjoint_is_autograd_through_the_same_steps(case, solver, proximal):
     problem, theta, tasks = CASES[case]()
     method = AMAML(horizon=0.4, solver=solver, proximal=proximal)
-    assert (
-        relative(meta_gradient(method, problem, theta, tasks).gradient, unrolled(method, problem, theta, tasks)) < 1e-12
-    )
+    assert relative(meta_gradient(method, problem, theta, tasks).gradient, unrolled(method, problem, theta, tasks)) < 1e-12
 
 
 def test_quadratic_closed_form():
@@ -117,11 +115,7 @@ def test_no_graph_outlives_the_call(method):
     before = {id(o) for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None}
     estimate = meta_gradient(method, problem, theta, tasks)
     gc.collect()
-    after = [
-        o
-        for o in gc.get_objects()
-        if issubclass(type(o), torch.Tensor) and o.grad_fn is not None and id(o) not in before
-    ]
+    after = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.grad_fn is not None and id(o) not in before]
     assert not after
     tensors = [
         estimate.gradient,

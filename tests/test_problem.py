@@ -25,9 +25,7 @@ def test_tasks_slice_split_and_move():
         torch.arange(3).view(3, 1),
     )
     assert len(data) == 3
-    assert torch.equal(data[1:].support_x, data.support_x[1:]) and torch.equal(
-        data[[2, 0]].query_y, data.query_y[[2, 0]]
-    )
+    assert torch.equal(data[1:].support_x, data.support_x[1:]) and torch.equal(data[[2, 0]].query_y, data.query_y[[2, 0]])
     assert [len(chunk) for chunk in data.split(2)] == [2, 1] and [len(chunk) for chunk in data.split(None)] == [3]
     moved = data.to(dtype=torch.float64)
     assert moved.support_x.dtype == torch.float64 and moved.support_y.dtype == torch.int64
@@ -85,9 +83,7 @@ def test_tied_parameters_count_once():
     assert problem.size == 4 + 2 + 2
     x = torch.randn(1, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gradient = problem.gradient(problem.initial_parameters()[None], *Tasks(x, x, x, x).support)
-    expected = torch.cat(
-        [g.flatten() for g in torch.autograd.grad(mse_loss(model(x[0]), x[0]), list(model.parameters()))]
-    )
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(mse_loss(model(x[0]), x[0]), list(model.parameters()))])
     assert torch.allclose(gradient[0], expected, rtol=1e-12)
 
 

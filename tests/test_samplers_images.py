@@ -103,8 +103,7 @@ def test_a_memory_map_a_tensor_and_an_array_give_the_same_tasks(tmp_path):
     np.save(tmp_path / "images.npy", coded())
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     one, two, three = (
-        ImageSampler(images, 5, 1, 2, batch=3, rotations=True)(seeded())
-        for images in (coded(), mapped, torch.from_numpy(coded()))
+        ImageSampler(images, 5, 1, 2, batch=3, rotations=True)(seeded()) for images in (coded(), mapped, torch.from_numpy(coded()))
     )
     assert equal(one, two) and equal(one, three)
 
@@ -139,11 +138,7 @@ def test_rotations_never_straddle_a_split():
         pixels = (tasks.support_x * 255).round().long()
         seen[name] = set((pixels[(pixels >= 10) & (pixels < 100)] - 10).tolist())
     assert seen["train"] == set(split.train.tolist()) and seen["test"] == set(split.test.tolist())
-    assert (
-        not seen["train"] & seen["validation"]
-        and not seen["train"] & seen["test"]
-        and not seen["validation"] & seen["test"]
-    )
+    assert not seen["train"] & seen["validation"] and not seen["train"] & seen["test"] and not seen["validation"] & seen["test"]
 
 
 def test_the_split_by_alphabets_keeps_alphabets_whole():

@@ -51,9 +51,7 @@ def test_users_are_disjoint_across_parts_and_the_count_adds_up(ratings, splits):
 
 
 def test_matrices_hold_exactly_the_standardised_ratings(ratings, splits):
-    known = {
-        (u, i): r for u, i, r in zip(ratings.user.tolist(), ratings.item.tolist(), ratings.rating.tolist(), strict=True)
-    }
+    known = {(u, i): r for u, i, r in zip(ratings.user.tolist(), ratings.item.tolist(), ratings.rating.tolist(), strict=True)}
     for part in ("train", "validation", "test"):
         dense = getattr(splits, part)
         expected = torch.tensor(
@@ -61,9 +59,7 @@ def test_matrices_hold_exactly_the_standardised_ratings(ratings, splits):
         )
         torch.testing.assert_close(splits.undo(dense), expected, equal_nan=True, atol=1e-5, rtol=0)
         assert (dense.isfinite().sum(1) >= 12).all()
-    assert (
-        abs(splits.train.nanmean()) < 1e-6 and abs(splits.train[splits.train.isfinite()].std(correction=0) - 1) < 1e-6
-    )
+    assert abs(splits.train.nanmean()) < 1e-6 and abs(splits.train[splits.train.isfinite()].std(correction=0) - 1) < 1e-6
 
 
 def test_items_are_the_most_rated_among_users_allotted_to_training(ratings):
@@ -77,9 +73,7 @@ def test_items_are_the_most_rated_among_users_allotted_to_training(ratings):
 
 def test_items_and_scale_ignore_the_ratings_of_validation_and_test_users(ratings, splits):
     elsewhere = ~np.isin(ratings.user, splits.users["train"].numpy())
-    shifted = SimpleNamespace(
-        user=ratings.user, item=ratings.item, rating=np.where(elsewhere, ratings.rating + 7, ratings.rating)
-    )
+    shifted = SimpleNamespace(user=ratings.user, item=ratings.item, rating=np.where(elsewhere, ratings.rating + 7, ratings.rating))
     again = split_users(shifted, seeded(), counts=(None, None, 40), d=20, min_items=12)
     assert (again.mean, again.std) == (splits.mean, splits.std) and torch.equal(again.items, splits.items)
     assert torch.equal(again.train.nan_to_num(), splits.train.nan_to_num())
@@ -89,9 +83,7 @@ def test_items_and_scale_ignore_the_ratings_of_validation_and_test_users(ratings
 def test_user_and_item_numbers_may_have_gaps(ratings, splits):
     gaps = SimpleNamespace(user=ratings.user * 3 + 5, item=ratings.item * 2 + 1, rating=ratings.rating)
     other = split_users(gaps, seeded(), counts=(None, None, 40), d=20, min_items=12)
-    assert torch.equal(other.items, splits.items * 2 + 1) and torch.equal(
-        other.users["test"], splits.users["test"] * 3 + 5
-    )
+    assert torch.equal(other.items, splits.items * 2 + 1) and torch.equal(other.users["test"], splits.users["test"] * 3 + 5)
     assert torch.equal(other.test.nan_to_num(), splits.test.nan_to_num())
 
 

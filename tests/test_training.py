@@ -56,9 +56,7 @@ def lines(generator):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_training_lowers_the_query_loss_and_repeats_to_the_bit(method):
-    first, second = (
-        fit(method, problem(), lines, 80, lambda p: torch.optim.Adam(p, 0.02), progress=False) for _ in range(2)
-    )
+    first, second = (fit(method, problem(), lines, 80, lambda p: torch.optim.Adam(p, 0.02), progress=False) for _ in range(2))
     assert torch.equal(first.theta, second.theta) and first.history.equals(second.history)
     assert list(first.history.meta_step) == list(range(1, 81))
     loss = first.history.query_loss
@@ -94,9 +92,7 @@ class Interrupted:
         return result
 
 
-@pytest.mark.parametrize(
-    "optimizer", [lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)]
-)
+@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
 @pytest.mark.parametrize("where", ["sampler", "method"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimizer, where):
     path = tmp_path / "run" / "theta.safetensors"
@@ -153,9 +149,7 @@ def test_divergence_is_reported_with_the_step_and_the_cause():
         fit(MAML(0.05, 3), problem(), lines, 0)
 
 
-@pytest.mark.parametrize(
-    "method", [MAML(0.05, 5), AMAML(0.25, Euler(5)), IMAML(), FOMAML(0.05, 5)], ids=lambda m: type(m).__name__
-)
+@pytest.mark.parametrize("method", [MAML(0.05, 5), AMAML(0.25, Euler(5)), IMAML(), FOMAML(0.05, 5)], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("chunk_size", [None, 3])
 def test_evaluation_measures_along_the_methods_own_path(method, chunk_size):
     p = problem(chunk_size)

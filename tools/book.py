@@ -1,8 +1,8 @@
 """Render the book with Jupyter Book, strictly: a warning is an error.
 
-    python -m tools.book render                   the committed notebooks
-    python -m tools.book render --profile smoke   the runs of that profile in place of the committed notebooks
-    python -m tools.book report                   which data are real, and where the book is
+python -m tools.book render                   the committed notebooks
+python -m tools.book render --profile smoke   the runs of that profile in place of the committed notebooks
+python -m tools.book report                   which data are real, and where the book is
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def render(profile: str | None) -> None:
         shutil.copy(ROOT / file, tree / file)
     program = Path(sys.executable).with_name("jupyter-book")
     subprocess.run([program, "build", tree, "--path-output", ROOT, "-W", "-n", "--keep-going", "-q"], cwd=ROOT, check=True)
+
 
 def data_report() -> str:
     """One line for each data set: real, and from whose bytes, or a stand-in."""

@@ -1,10 +1,10 @@
 """Chapters: sources in ``book/src/NAME.md`` (MyST, edited by people), executed notebooks in ``book/NAME.ipynb`` (generated).
 
-    python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb
-    python -m tools.notebooks publish NAME --profile book   make that run the committed notebook
-    python -m tools.notebooks sync [NAME ...]               text from the sources, outputs kept where the code is the same
-    python -m tools.notebooks check [NAME ...]              is every notebook clean, and as its source says?
-    python -m tools.notebooks compare --profile smoke       do the checked cells of the runs print what they print in the notebooks?
+python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb
+python -m tools.notebooks publish NAME --profile book   make that run the committed notebook
+python -m tools.notebooks sync [NAME ...]               text from the sources, outputs kept where the code is the same
+python -m tools.notebooks check [NAME ...]              is every notebook clean, and as its source says?
+python -m tools.notebooks compare --profile smoke       do the checked cells of the runs print what they print in the notebooks?
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The figure of the README: one of the committed notebooks' figures, taken out as it is.
 
-    python -m tools.readme_figure
+python -m tools.readme_figure
 """
 
 from __future__ import annotations

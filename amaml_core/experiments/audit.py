@@ -57,9 +57,7 @@ SHOTS = 50
 class ThreeEighths(FixedStep):
     """Kutta's 3/8 rule, of fourth order: what torchdiffeq calls ``rk4``."""
 
-    tableau: ClassVar[Tableau] = Tableau(
-        a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8)
-    )
+    tableau: ClassVar[Tableau] = Tableau(a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8))
     order: ClassVar[int] = 4
 
 
@@ -105,11 +103,7 @@ PAPER = Switches(False, False, "Euler", "Heun", "n", "trapezoid", wrapped=False)
 def one_at_a_time(base: Switches, other: Switches) -> dict[str, Switches]:
     """``base`` with one switch after another set as in ``other``: one entry for each switch in which they differ."""
     names = [f.name for f in fields(Switches)]
-    return {
-        name: replace(base, **{name: getattr(other, name)})
-        for name in names
-        if getattr(base, name) != getattr(other, name)
-    }
+    return {name: replace(base, **{name: getattr(other, name)}) for name in names if getattr(base, name) != getattr(other, name)}
 
 
 @dataclass(frozen=True)
@@ -247,9 +241,7 @@ def backward_loops(base: Switches) -> dict[str, Switches]:
         "Heun, n + 1 steps, wrapped": replace(base, adjoint="Heun"),
         "Heun, n + 1 steps, not wrapped": replace(base, adjoint="Heun", wrapped=False),
         "Heun, n steps": replace(base, adjoint="Heun", backward_steps="n", wrapped=False),
-        "Heun, n steps, trapezoid": replace(
-            base, adjoint="Heun", backward_steps="n", quadrature="trapezoid", wrapped=False
-        ),
+        "Heun, n steps, trapezoid": replace(base, adjoint="Heun", backward_steps="n", quadrature="trapezoid", wrapped=False),
     }
 
 
@@ -404,9 +396,7 @@ def pools(formula: str, functions: int, seed: int, fit_on: Literal["train", "all
     if formula not in FORMULAS:
         raise ValueError(f"formula must be one of {tuple(FORMULAS)}, not {formula!r}")
     train, test = (
-        make_function_tasks(
-            FORMULAS[formula], functions, SHOTS, SHOTS, torch.Generator().manual_seed(first + seed), torch.float64
-        )
+        make_function_tasks(FORMULAS[formula], functions, SHOTS, SHOTS, torch.Generator().manual_seed(first + seed), torch.float64)
         for first in (7000, 8000)  # numbers that no other experiment of this project seeds with
     )
     standardisation = Standardisation.fit(*((train,) if fit_on == "train" else (train, test)))
@@ -422,9 +412,7 @@ TRAINED: dict[str, Switches | None] = {
     "paper": PAPER,
     "paper + 1: proximal terms": replace(PAPER, **PROXIMAL_ON),
     "paper + 2: RK4 there, Euler back": replace(PAPER, forward="RK4", adjoint="Euler"),
-    "paper + 3: n + 1 steps, rectangle, wrapped": replace(
-        PAPER, backward_steps="n+1", quadrature="rectangle", wrapped=True
-    ),
+    "paper + 3: n + 1 steps, rectangle, wrapped": replace(PAPER, backward_steps="n+1", quadrature="rectangle", wrapped=True),
     "released without 1": without_proximal(RELEASED),
     "released": RELEASED,
     UNTRAINED: None,
@@ -442,9 +430,7 @@ def train(setting: str, problem: Problem, pool: Tasks, size: Size, seed: int) ->
     if setting == UNTRAINED:
         return initial(seed)
     horizon, switches = INNER_LR * size.inner_steps, TRAINED[setting]
-    method = (
-        AMAML(horizon, Euler(size.inner_steps)) if switches is None else Audited(horizon, size.inner_steps, switches)
-    )
+    method = AMAML(horizon, Euler(size.inner_steps)) if switches is None else Audited(horizon, size.inner_steps, switches)
     adam = partial(torch.optim.Adam, lr=META_LR)
     sampler = PoolSampler(pool, BATCH)
     return fit(method, problem, sampler, size.meta_steps, adam, seed=seed, theta=initial(seed), progress=False).theta
@@ -546,9 +532,7 @@ def functions_figures(size: Size, seed: int) -> dict:
     """
     problem = make_problem(size.compile)
     method = AMAML(INNER_LR * size.inner_steps, Euler(size.inner_steps))
-    gradients = {
-        name: meta_gradient(method, problem, initial(seed), pools(name, BATCH, seed).test).gradient for name in FORMULAS
-    }
+    gradients = {name: meta_gradient(method, problem, initial(seed), pools(name, BATCH, seed).test).gradient for name in FORMULAS}
     return {
         name: distance(found, gradients[name.split("-")[0]])._asdict() | {"norm": found.norm().item()}
         for name, found in gradients.items()
@@ -559,9 +543,7 @@ def functions_figures(size: Size, seed: int) -> dict:
 
 
 @torch.enable_grad()
-def by_task(
-    problem: Problem, theta: Tensor, tasks: Tasks, steps: int, graph: bool, view: bool
-) -> tuple[Tensor, Tensor]:
+def by_task(problem: Problem, theta: Tensor, tasks: Tasks, steps: int, graph: bool, view: bool) -> tuple[Tensor, Tensor]:
     """The released recipe's order of work: one task after another, torchdiffeq forward, Euler back; the adapted parameters of
     all tasks are kept until the end.
 
@@ -694,11 +676,7 @@ def cells(profile: str, seed: int | None = None) -> list[Cell]:
         for s in seeds
         for setting in ("paper + 1: proximal terms", "released")
     ]
-    found += [
-        cell("gradient", s, formula="alpine", steps=size.alpine_steps, at=at)
-        for s in seeds
-        for at in ("initial", "trained")
-    ]
+    found += [cell("gradient", s, formula="alpine", steps=size.alpine_steps, at=at) for s in seeds for at in ("initial", "trained")]
     return found
 
 
@@ -754,9 +732,7 @@ def rows(kind: str, figures: dict) -> list[dict]:
         return [{"name": name} | row for name, row in figures.items()]
     label = {"training": "tested_on", "standardisation": "fit_on"}[kind]
     groups = figures[label]
-    more = {
-        k: figures[k] for k in ("error", "cosine") if k in figures
-    }  # of the meta-gradient, the standardisation changed
+    more = {k: figures[k] for k in ("error", "cosine") if k in figures}  # of the meta-gradient, the standardisation changed
     return [
         more | {label: group, "rule": rule, "step": step, "held_out": np.array(held_out), "support": support}
         for group, rules in groups.items()

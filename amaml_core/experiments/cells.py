@@ -64,9 +64,7 @@ def run_cell(cell: Cell, run: Run, out: Path, force: bool = False) -> Path:
         figures = run(cell, out / SCRATCH)
     except DivergenceError as error:
         figures = {"diverged": str(error)}
-    path = write_record(
-        new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path
-    )
+    path = write_record(new_record(cell.experiment, cell.settings, cell.seed, figures, time.perf_counter() - started), path)
     for checkpoint in (out / SCRATCH).glob(f"{cell.name}.*"):
         checkpoint.unlink()
     if stood:
@@ -137,9 +135,7 @@ def program(description: str, cells: Callable[[str, int | None], list[Cell]], ru
     """The command line of an experiment module."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="full", help="smoke, book or full")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the records, for example results/full/ratings"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records, for example results/full/ratings")
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--only", default="", help="only cells whose name contains all these words")
     parser.add_argument("--force", action="store_true", help="run again although a record stands")

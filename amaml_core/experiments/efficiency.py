@@ -49,9 +49,7 @@ METHODS: dict[str, Callable[[int], Method]] = {
     "MAML": lambda k: MAML(INNER_LR, k),
     "A-MAML, Store": lambda k: AMAML(INNER_LR * k, Euler(k)),
     "A-MAML, Checkpoint": lambda k: AMAML(INNER_LR * k, Euler(k), Checkpoint()),
-    "iMAML": lambda k: IMAML(
-        GradientDescent(INNER_LR, k), regularization=2.0, cg_steps=5, on_negative_curvature="truncate"
-    ),
+    "iMAML": lambda k: IMAML(GradientDescent(INNER_LR, k), regularization=2.0, cg_steps=5, on_negative_curvature="truncate"),
     "FOMAML": lambda k: FOMAML(INNER_LR, k),
     "Reptile": lambda k: Reptile(INNER_LR, k),
 }

@@ -214,9 +214,7 @@ def _train(
     problem: Problem, method: Method, sampler: ImageSampler, updates: int, seed: int, checkpoint: Path | None = None
 ) -> Tensor:
     """The trained theta (P,)."""
-    return fit(
-        method, problem, sampler, updates, partial(torch.optim.Adam, lr=1e-3), checkpoint, seed, progress=False
-    ).theta
+    return fit(method, problem, sampler, updates, partial(torch.optim.Adam, lr=1e-3), checkpoint, seed, progress=False).theta
 
 
 def adapt_all(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:

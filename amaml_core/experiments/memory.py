@@ -136,9 +136,7 @@ def footprint(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> 
         ValueError: a compiled problem (its kernels hide their tensors), or theta does not fit the model.
     """
     if problem.compile:
-        raise ValueError(
-            "compiled kernels hide their tensors from the counters; measure with Problem(..., compile=False)"
-        )
+        raise ValueError("compiled kernels hide their tensors from the counters; measure with Problem(..., compile=False)")
     check_theta(problem, theta, tasks)
     problem = replace(problem, trace_after=0)
     meta_gradient(method, problem, theta, tasks)  # what is made once for these shapes, the traced steps, is no part of it

@@ -99,9 +99,7 @@ def make_method(name: str, setting: Setting, size: RatingsSize) -> Method:
     lr, steps = setting.inner_lr, size.inner_steps
     return {
         "A-MAML": AMAML(horizon=lr * steps, solver=Euler(steps)),
-        "iMAML": IMAML(
-            GradientDescent(lr, steps), setting.regularization, cg_steps=5, on_negative_curvature="truncate"
-        ),
+        "iMAML": IMAML(GradientDescent(lr, steps), setting.regularization, cg_steps=5, on_negative_curvature="truncate"),
         "MAML": MAML(lr, size.maml_steps),
         "FOMAML": FOMAML(lr, steps),
         "Reptile": Reptile(lr, steps),
@@ -133,9 +131,7 @@ def train(
 ) -> tuple[Problem, Tensor]:
     """Meta-train one method on the training users: an eager problem to test with, and the trained initialisation."""
     sampler = RatingSampler(splits.train, setting.support, setting.query, BATCH)
-    return meta_train(
-        make_method(name, setting, size), sampler, setting.meta_lr, size.meta_steps, seed, progress, compile
-    )
+    return meta_train(make_method(name, setting, size), sampler, setting.meta_lr, size.meta_steps, seed, progress, compile)
 
 
 def meta_train(
@@ -372,9 +368,7 @@ def scales(tasks: Tasks, mean: float, std: float, data: RatingData) -> dict:
     return parts | {"mean": mean, "std": std, "ends": [float(data.rating.min()), float(data.rating.max())]}
 
 
-def normalised(
-    figures: dict, normaliser: str, step: int | None = None, part: str = "query", bar: str = ""
-) -> np.ndarray:
+def normalised(figures: dict, normaliser: str, step: int | None = None, part: str = "query", bar: str = "") -> np.ndarray:
     """Each user's RMSE over a scale (users,), from the figures of a record; NaN where the scale is zero.
 
     Args:
@@ -405,9 +399,7 @@ def normalised(
     return np.where(scale > 1e-6, rmse / np.where(scale > 1e-6, scale, 1), np.nan)
 
 
-def of_table(
-    records: Iterable[Record], table: int, diverged: bool = False
-) -> dict[tuple[str, str, int, int], list[Record]]:
+def of_table(records: Iterable[Record], table: int, diverged: bool = False) -> dict[tuple[str, str, int, int], list[Record]]:
     """The records of one of the paper's tables by (method, data, support, query), and the bars, which both tables share:
     those of the cells that came to an end, or those that ``diverged``."""
     found: dict[tuple[str, str, int, int], list[Record]] = {}
@@ -421,9 +413,7 @@ def of_table(
 def trained_error(records: Iterable[Record], normaliser: str, part: str = "query") -> metrics.Interval:
     """Mean and 95 % interval over the test users of all seeds, each adapted by the steps its method was trained for."""
     values = [
-        normalised(
-            r.figures, normaliser, trained_steps(r.configuration["method"], RatingsSize(**r.figures["size"])), part
-        )
+        normalised(r.figures, normaliser, trained_steps(r.configuration["method"], RatingsSize(**r.figures["size"])), part)
         for r in records
     ]
     return _over_users(values)

@@ -128,9 +128,7 @@ class GapSampler:
     def __post_init__(self) -> None:
         if self.overlap == "contained" and self.query < self.support:
             raise ValueError(f"{self.query} query points cannot contain {self.support} support points")
-        needed = {"disjoint": self.support + self.query, "same": self.support}.get(
-            self.overlap, max(self.support, self.query)
-        )
+        needed = {"disjoint": self.support + self.query, "same": self.support}.get(self.overlap, max(self.support, self.query))
         few = int((self.matrix.isfinite().sum(1) < needed).sum())
         if few:
             raise ValueError(f"{few} of {len(self.matrix)} users have fewer than {needed} ratings")
@@ -397,9 +395,7 @@ def compare(records: list[Record]) -> pd.DataFrame:
 
 def paper_nearness() -> dict[str, float]:
     """The paper's own ``fall`` and ``spread``, as geometric means over the cells that :func:`compare` compares with."""
-    return _nearness(
-        {(d, k, m, method): published(method, d, k, m) for d in DATA for k, m in ratings.SHOTS for method in METHODS}
-    )
+    return _nearness({(d, k, m, method): published(method, d, k, m) for d in DATA for k, m in ratings.SHOTS for method in METHODS})
 
 
 def _nearness(ours: dict[tuple[str, int, int, str], metrics.Interval]) -> dict[str, float]:

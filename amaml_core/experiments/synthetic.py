@@ -270,9 +270,7 @@ def compiled(d: int) -> Problem:
 # ------------------------------------------------------------------------------------------------------------------ curves
 
 
-def curves(
-    name: str, data: Data, size: Size, choice: Choice, seed: int, inner_steps: int | None = None, adam: bool = True
-) -> dict:
+def curves(name: str, data: Data, size: Size, choice: Choice, seed: int, inner_steps: int | None = None, adam: bool = True) -> dict:
     """Train a method and follow its errors on the test tasks.
 
     Returns:
@@ -520,9 +518,7 @@ def cells(profile: str, seed: int | None = None) -> list[Cell]:
     found = [cell("synthetic-choice", data, m, CHOICE_SEED) for data in both for m in METHODS]
     for s in seeds:
         for d, shots in ((2, 50), (1, 50), (2, 100), (1, 100)):
-            found += [
-                cell("synthetic", replace(data, d=d, shots=shots), m, s) for data in both for m in (*METHODS, UNTRAINED)
-            ]
+            found += [cell("synthetic", replace(data, d=d, shots=shots), m, s) for data in both for m in (*METHODS, UNTRAINED)]
         if s == seeds[0]:
             found += [cell("synthetic-grid", data, m, s) for data in both for m in ("A-MAML", "FOMAML", UNTRAINED)]
             found += [

@@ -551,9 +551,7 @@ def tidy_training(figures: dict, **settings: object) -> pd.DataFrame:
         return pd.DataFrame([settings | {"task": -1} | missing])
     trained = figures["trained"]
     columns = {"task": range(len(trained["held_out"])), "held_out": trained["held_out"], "support": trained["support"]}
-    return pd.DataFrame(
-        settings | columns | {"untrained": figures["untrained"]["held_out"], "seconds": figures["seconds"]}
-    )
+    return pd.DataFrame(settings | columns | {"untrained": figures["untrained"]["held_out"], "seconds": figures["seconds"]})
 
 
 def tidy_curvature(figures: dict, **settings: object) -> pd.DataFrame:
@@ -640,8 +638,7 @@ def pareto(table: pd.DataFrame, cost: str, error: str = "error") -> pd.Series:
     """Which rows no other row beats: none is as good in both columns and better in one."""
     values = table[[cost, error]].to_numpy(dtype=float)
     beaten = [
-        any((other <= mine).all() and (other < mine).any() for other in values) or not np.isfinite(mine).all()
-        for mine in values
+        any((other <= mine).all() and (other < mine).any() for other in values) or not np.isfinite(mine).all() for mine in values
     ]
     return ~pd.Series(beaten, index=table.index, dtype=bool)
 
@@ -655,16 +652,11 @@ def cells(profile: str, seed: int | None = None) -> list[Cell]:
     seeds = list(range(size.seeds)) if seed is None else [seed]
     found = []
     for s in seeds:
-        found += [
-            Cell("tradeoff-training", {"profile": profile, "method": name}, s)
-            for name in training_methods(*size.training)
-        ]
+        found += [Cell("tradeoff-training", {"profile": profile, "method": name}, s) for name in training_methods(*size.training)]
     for s in seeds:
         cases = size.cases if s == seeds[0] else size.cases[:1]
         found += [Cell("tradeoff", {"profile": profile, "inner_lr": lr, "steps": k}, s) for lr, k in cases]
-    found += [
-        Cell("tradeoff-cost", {"profile": profile, "inner_lr": lr, "steps": k}, seeds[0]) for lr, k in size.cost_cases
-    ]
+    found += [Cell("tradeoff-cost", {"profile": profile, "inner_lr": lr, "steps": k}, seeds[0]) for lr, k in size.cost_cases]
     return found
 
 

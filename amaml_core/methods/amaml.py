@@ -46,6 +46,9 @@ class AMAML:
         ValueError: settings that cannot work, or that do not go together.
 
     Reference: Li, Wang, Narayan, Kirby, Zhe, Meta-learning with adjoint methods, AISTATS 2023.
+
+    >>> AMAML(horizon=0.5, solver=Euler(steps=50), memory=Checkpoint(), proximal=0.1).horizon
+    0.5
     """
 
     horizon: float = 0.5
@@ -61,7 +64,7 @@ class AMAML:
     learnable: ClassVar[dict[str, str]] = {"horizon": "horizon_gradient", "step_sizes": "step_size_gradient"}
 
     def __post_init__(self) -> None:
-        adaptive, backsolve = isinstance(self.solver, Dopri5), isinstance(self.memory, Backsolve)
+        backsolve = isinstance(self.memory, Backsolve)
         positive(self, "horizon")
         positive(self, "proximal", or_zero=True)
         one_of(self, "adjoint", ("discrete", "continuous"))
@@ -71,18 +74,12 @@ class AMAML:
                 raise ValueError("clipping breaks the adjoint ODE (its field is no gradient); use the discrete adjoint")
             if self.sensitivities:
                 raise ValueError('step-size sensitivities need adjoint="discrete"')
-        if self.inner.minibatch is not None and (adaptive or backsolve):
-            raise ValueError(
-                "minibatches change the field from step to step; they need a fixed-step solver and stored states"
-            )
+        if self.inner.minibatch is not None and (backsolve or isinstance(self.solver, Dopri5)):
+            raise ValueError("minibatches change the field from step to step; they need a fixed-step solver and stored states")
         if self.step_sizes is not None:
-            if adaptive:
+            if isinstance(self.solver, Dopri5):
                 raise ValueError("Dopri5 chooses its own step sizes; leave step_sizes out")
-            if (
-                self.step_sizes.ndim != 2
-                or len(self.step_sizes) != self.solver.steps
-                or not (self.step_sizes > 0).all()
-            ):
+            if self.step_sizes.ndim != 2 or len(self.step_sizes) != self.solver.steps or not (self.step_sizes > 0).all():
                 raise ValueError(f"step_sizes must be positive, of shape (K={self.solver.steps}, 1 or G)")
 
     def fixed(self, name: str) -> bool:
@@ -130,9 +127,7 @@ class AMAML:
         """The steps from ``theta (P,)`` to the horizon, and what they cost."""
         continuous = self.adjoint == "continuous" or isinstance(self.memory, Backsolve)
         groups = 1 if self.step_sizes is None else self.step_sizes.shape[1]
-        kernel = Kernel(
-            problem, self.solver.tableau, self.inner, self.proximal, groups, self.sensitivities, continuous
-        )
+        kernel = Kernel(problem, self.solver.tableau, self.inner, self.proximal, groups, self.sensitivities, continuous)
         if isinstance(self.solver, Dopri5):
             start = batched(theta, tasks)
             grid = adaptive_grid(self.solver, lambda u: kernel.field(u, start, *tasks.support), start, self.horizon)
@@ -140,13 +135,14 @@ class AMAML:
             cost = Diagnostics(steps=len(sizes), rejected=grid.rejected, gradient_evaluations=grid.evaluations)
             return chain(kernel, theta, tasks, sizes, len(sizes)), cost
         count = self.solver.steps
-        sizes = self.horizon / count if self.step_sizes is None else self.step_sizes.detach().to("cpu", torch.float64)
+        given = None if self.step_sizes is None else self.step_sizes.detach().to("cpu", torch.float64)
         cost = Diagnostics(steps=count, rejected=0, gradient_evaluations=count * len(self.solver.tableau.b))
-        return chain(kernel, theta, tasks, sizes, count, self.inner.schedule(count, tasks)), cost
+        step_sizes = self.horizon / count if given is None else given
+        return chain(kernel, theta, tasks, step_sizes, count, self.inner.schedule(count, tasks)), cost
 
 
 def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Tasks) -> str:
-    """Which task of the chunk left the finite numbers first, at which step, how far its last finite step went, and the likely cause."""
+    """Which task of the chunk left the finite numbers first, at which step, how far it went before, and the likely cause."""
     if reason := not_finite(theta, tasks):
         return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks is not finite, because {reason}"
     u, last = steps.theta, torch.zeros(len(steps.theta))

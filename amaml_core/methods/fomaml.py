@@ -21,6 +21,9 @@ class FOMAML(Descent):
         steps: inner steps K.
 
     Reference: Finn, Abbeel, Levine, Model-agnostic meta-learning, ICML 2017, section 5.2.
+
+    >>> FOMAML(lr=0.01, steps=5)
+    FOMAML(lr=0.01, steps=5)
     """
 
     lr: float = 0.01

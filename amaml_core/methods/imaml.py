@@ -28,6 +28,9 @@ class GradientDescent:
 
     Raises:
         ValueError: ``lr`` is not positive or ``steps`` < 1.
+
+    >>> IMAML(inner=GradientDescent(lr=0.01, steps=50), regularization=2.0).inner.steps
+    50
     """
 
     lr: float = 0.01
@@ -62,6 +65,9 @@ class HessianFree:
         ValueError: a count < 1 or a share outside (0, 1).
 
     Reference: Martens, Deep learning via Hessian-free optimization, ICML 2010; iMAML-HF in Rajeswaran et al., 2019.
+
+    >>> IMAML(inner=HessianFree(cg_steps=5), regularization=2.0).inner.halvings
+    10
     """
 
     cg_steps: int = 5
@@ -122,6 +128,9 @@ class IMAML:
         ValueError: ``regularization`` is not positive, ``cg_steps`` < 1, ``cg_tolerance`` < 0, or an unknown choice.
 
     Reference: Rajeswaran, Finn, Kakade, Levine, Meta-learning with implicit gradients, NeurIPS 2019.
+
+    >>> IMAML(regularization=2.0, cg_steps=5, on_negative_curvature="truncate").cg_steps
+    5
     """
 
     inner: GradientDescent | HessianFree = GradientDescent()
@@ -160,8 +169,6 @@ class IMAML:
                     "I + H/regularization is not positive definite, and the adapted parameters are no minimum of the proximal "
                     'problem. Raise regularization, take more inner steps, or pass on_negative_curvature="truncate"'
                 )
-            return solution.x, Diagnostics(
-                steps=self.inner.steps, cg_residual=solution.residual, indefinite=solution.indefinite
-            )
+            return solution.x, Diagnostics(steps=self.inner.steps, cg_residual=solution.residual, indefinite=solution.indefinite)
 
         return u, Pullback(pullback)

@@ -26,6 +26,9 @@ class MAML(Descent):
         steps: inner steps K.
 
     Reference: Finn, Abbeel, Levine, Model-agnostic meta-learning, ICML 2017.
+
+    >>> MAML(lr=0.01, steps=5)
+    MAML(lr=0.01, steps=5)
     """
 
     lr: float = 0.01

@@ -21,6 +21,9 @@ class Reptile(Descent):
         steps: inner steps K.
 
     Reference: Nichol, Achiam, Schulman, On first-order meta-learning algorithms, 2018.
+
+    >>> Reptile(lr=0.01, steps=5)
+    Reptile(lr=0.01, steps=5)
     """
 
     lr: float = 0.01

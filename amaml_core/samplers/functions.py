@@ -181,9 +181,7 @@ class Standardisation:
         for name, std in (("input", x_std), ("target", y_std)):
             if not (std > 0).all():
                 constant = (~(std > 0)).nonzero().flatten().tolist()
-                raise ValueError(
-                    f"{name} coordinates {constant} do not vary (or are not finite), so they cannot be standardised"
-                )
+                raise ValueError(f"{name} coordinates {constant} do not vary (or are not finite), so they cannot be standardised")
         return cls(x.mean(0), x_std, y.mean(0), y_std)
 
     def apply(self, tasks: Tasks) -> Tasks:

@@ -39,17 +39,13 @@ def split_classes(classes: int, generator: torch.Generator, train: int = 1200, v
     if train >= classes:
         raise ValueError(f"train={train} of {classes} classes leaves none for test; lower train")
     if not 0 <= validation < train:
-        raise ValueError(
-            f"validation={validation} must be at least 0 and below train={train}, from which it is held out"
-        )
+        raise ValueError(f"validation={validation} must be at least 0 and below train={train}, from which it is held out")
     order = torch.randperm(classes, generator=generator, device=generator.device).cpu()
     kept, held_out, test = order.tensor_split([train - validation, train])
     return ClassSplit(kept.sort().values, held_out.sort().values, test.sort().values)
 
 
-def split_alphabets(
-    classes: Sequence[Mapping[str, str]], generator: torch.Generator, validation: int = 0
-) -> ClassSplit:
+def split_alphabets(classes: Sequence[Mapping[str, str]], generator: torch.Generator, validation: int = 0) -> ClassSplit:
     """Omniglot's own split by whole alphabets: background for training, evaluation for test.
 
     Args:
@@ -61,14 +57,10 @@ def split_alphabets(
         ValueError: ``validation`` is negative or leaves no background alphabet, or a split is unknown or empty.
     """
     if unknown := {entry["split"] for entry in classes} ^ {"background", "evaluation"}:
-        raise ValueError(
-            f"the classes' splits must be 'background' and 'evaluation', both present; wrong or missing: {unknown}"
-        )
+        raise ValueError(f"the classes' splits must be 'background' and 'evaluation', both present; wrong or missing: {unknown}")
     background = sorted({entry["alphabet"] for entry in classes if entry["split"] == "background"})
     if not 0 <= validation < len(background):
-        raise ValueError(
-            f"validation={validation} must be at least 0 and below the {len(background)} background alphabets"
-        )
+        raise ValueError(f"validation={validation} must be at least 0 and below the {len(background)} background alphabets")
     held_out = {background[i] for i in distinct((), len(background), validation, generator).tolist()}
     part = torch.tensor([2 if e["split"] == "evaluation" else int(e["alphabet"] in held_out) for e in classes])
     return ClassSplit(*((part == number).nonzero().flatten() for number in range(3)))
@@ -106,9 +98,7 @@ class ImageSampler:
     def __post_init__(self) -> None:
         check_sizes(way=self.way, shot=self.shot, query=self.query, batch=self.batch)
         shape = tuple(self.images.shape)
-        if str(self.images.dtype).removeprefix("torch.") != "uint8" or not (
-            len(shape) == 4 or len(shape) == 5 and shape[4] == 3
-        ):
+        if str(self.images.dtype).removeprefix("torch.") != "uint8" or not (len(shape) == 4 or len(shape) == 5 and shape[4] == 3):
             raise ValueError(f"images must be uint8 (C, n, H, W) or (C, n, H, W, 3), not {self.images.dtype} {shape}")
         if self.classes is not None:
             chosen = torch.as_tensor(self.classes)
@@ -142,9 +132,7 @@ class ImageSampler:
             for turn in (1, 2, 3):
                 pixels[quarters == turn] = pixels[quarters == turn].rot90(turn, (-2, -1))
         pixels = pixels.float() / 255
-        labels = torch.arange(self.way, device=pixels.device)[None, :, None].expand(
-            self.batch, -1, each
-        )  # (B, N, k + q)
+        labels = torch.arange(self.way, device=pixels.device)[None, :, None].expand(self.batch, -1, each)  # (B, N, k + q)
         support, query = slice(None, self.shot), slice(self.shot, None)
         return Tasks(
             pixels[:, :, support].flatten(1, 2),

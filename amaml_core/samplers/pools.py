@@ -29,16 +29,18 @@ class PoolSampler:
     query: int | None = None
 
     def __post_init__(self) -> None:
+        check_sizes(batch=self.batch)
         for name, wanted, there in (
             ("batch", self.batch, len(self.pool)),
             ("support", self.support, self.pool.support_x.shape[1]),
             ("query", self.query, self.pool.query_x.shape[1]),
         ):
-            if wanted is not None or name == "batch":
-                check_sizes(**{name: wanted})
-                if wanted > there:
-                    what = "tasks" if name == "batch" else f"{name} points for each task"
-                    raise ValueError(f"{name}={wanted}, but the pool has only {there} {what}")
+            if wanted is None:
+                continue
+            check_sizes(**{name: wanted})
+            if wanted > there:
+                what = "tasks" if name == "batch" else f"{name} points for each task"
+                raise ValueError(f"{name}={wanted}, but the pool has only {there} {what}")
 
     def __call__(self, generator: torch.Generator) -> Tasks:
         """B tasks without replacement."""

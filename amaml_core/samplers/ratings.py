@@ -91,9 +91,7 @@ def split_users(
         raise ValueError(f"min_items={min_items}, but a user can rate only d={d} items")
     if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise ValueError(f"shares must be positive and sum to 1, not {shares}")
-    user, item, rating = (
-        torch.as_tensor(np.ascontiguousarray(a)) for a in (ratings.user, ratings.item, ratings.rating)
-    )
+    user, item, rating = (torch.as_tensor(np.ascontiguousarray(a)) for a in (ratings.user, ratings.item, ratings.rating))
     user, item = user.long(), item.long()
     ids, row = user.unique(return_inverse=True)  # (users,), (ratings,)
 
@@ -105,9 +103,7 @@ def split_users(
     training[allotted["train"]] = True
     popularity = item[training[row]].bincount()
     if (there := int((popularity > 0).sum())) < d:
-        raise ValueError(
-            f"training users rated {there} items, fewer than d={d}; lower d or give training a larger share"
-        )
+        raise ValueError(f"training users rated {there} items, fewer than d={d}; lower d or give training a larger share")
     items = popularity.argsort(descending=True, stable=True)[:d]
 
     column = torch.full((int(item.max()) + 1,), -1)
@@ -138,9 +134,7 @@ def split_users(
     if std == 0:
         raise ValueError("all training ratings are equal; there is nothing to predict")
     matrices = {part: ((dense[rows] - mean) / std).float() for part, rows in kept.items()}
-    return RatingSplits(
-        **matrices, items=items, users={p: ids[r] for p, r in kept.items()}, mean=mean, std=std, counts=report
-    )
+    return RatingSplits(**matrices, items=items, users={p: ids[r] for p, r in kept.items()}, mean=mean, std=std, counts=report)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +162,7 @@ class RatingSampler:
     def __post_init__(self) -> None:
         check_sizes(support=self.support, query=self.query, batch=self.batch)
         if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
-            raise ValueError(
-                f"the matrix must be (users, d) of floats, not {tuple(self.matrix.shape)} {self.matrix.dtype}"
-            )
+            raise ValueError(f"the matrix must be (users, d) of floats, not {tuple(self.matrix.shape)} {self.matrix.dtype}")
         if self.batch > len(self.matrix):
             raise ValueError(f"batch={self.batch}, but the matrix has only {len(self.matrix)} users")
         few = (~self.matrix.isnan()).sum(1) < self.support + self.query
@@ -191,9 +183,7 @@ class RatingSampler:
 
     def _tasks(self, rows: Tensor, generator: torch.Generator) -> Tasks:
         matrix = self.matrix[rows.to(self.matrix.device)]  # (B, d)
-        scores = torch.rand(matrix.shape, generator=generator, device=generator.device, dtype=torch.float64).to(
-            matrix.device
-        )
+        scores = torch.rand(matrix.shape, generator=generator, device=generator.device, dtype=torch.float64).to(matrix.device)
         # An unrated item scores below every rated one, and each user has enough rated ones.
         items = scores.masked_fill(matrix.isnan(), -1.0).topk(self.support + self.query).indices  # (B, k + m)
         x = torch.nn.functional.one_hot(items, matrix.shape[1]).to(matrix.dtype)  # (B, k + m, d)
