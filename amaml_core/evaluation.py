@@ -130,7 +130,7 @@ def _along(
     check_theta(problem, theta, tasks)
     theta, tasks = outside_inference(theta, tasks)
     first = 0
-    for chunk in tasks.split(chunk_size(problem, tasks)):
+    for chunk in tasks.split(chunk_size(problem, theta, tasks)):
         step = method.inner_step(problem, theta, chunk)
         u = theta.expand(len(chunk), -1)  # (P,) -> (B, P)
         for k in range(max(wanted) + 1):

@@ -135,7 +135,7 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
     check_theta(problem, theta, tasks)
     with detached(problem.tf32):
         theta, tasks = outside_inference(theta, tasks)
-        size = chunk_size(problem, tasks)
+        size = chunk_size(problem, theta, tasks)
         pieces = _of_chunks(method, problem, theta, tasks, size)
         gradients, query_losses, adapted, stats = (list(parts) for parts in zip(*pieces, strict=True))
         joined = _join(stats)
@@ -156,9 +156,9 @@ def outside_inference(theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tasks]:
     return normal(theta.detach()), Tasks(*map(normal, tasks.tensors)) if any(t.is_inference() for t in tasks.tensors) else tasks
 
 
-def chunk_size(problem: Problem, tasks: Tasks) -> int:
+def chunk_size(problem: Problem, theta: Tensor, tasks: Tasks) -> int:
     """How many of the tasks are handled at once."""
-    if problem.chunk_size == 1 or not problem.batches(tasks):
+    if problem.chunk_size == 1 or not problem.batches(theta, tasks):
         return 1
     return problem.chunk_size or problem.fitting.get(len(tasks)) or len(tasks)
 

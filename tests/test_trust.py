@@ -336,7 +336,7 @@ def test_that_tasks_are_run_one_by_one_is_said_once_with_the_reason():
 @pytest.mark.parametrize("name", ["encoder", "multihead", "sdpa"])
 def test_attention_is_batched(name):
     problem, theta, data = sequences(name)
-    assert problem.batches(data)
+    assert problem.batches(theta, data)
 
 
 # ---------------------------------------------------------------------------------- C. pure is what acts so, not what is called so
