@@ -224,7 +224,7 @@ def chain(
     if mask is not None and mask.shape != theta.shape:
         raise ValueError(f"a mask of {len(mask)} entries does not fit the model's P={len(theta)} parameters")
     if not isinstance(step_sizes, Tensor):
-        step_sizes = torch.tensor([[step_sizes]], dtype=torch.float64).expand(steps, 1)
+        step_sizes = torch.tensor([[step_sizes]], dtype=torch.float64, device="cpu").expand(steps, 1)
     x, y = tasks.support
     sets = [(x, y)] if schedule is None else [(x[:, rows], y[:, rows]) for rows in schedule]
     data = tuple((x.contiguous(), y.contiguous()) for x, y in sets)  # once, instead of at every step

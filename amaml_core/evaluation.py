@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -65,7 +66,7 @@ def adapt(method: Method | AdamAdaptation, problem: Problem, theta: Tensor, task
     >>> adapt(MAML(lr=0.1), problem, problem.initial_parameters(), tasks, steps=20).shape
     torch.Size([3, 2])
     """
-    with detached(problem.tf32):
+    with detached(problem.tf32), problem.guarded():
         return torch.cat([u for _, _, _, u in _along(method, problem, theta, tasks, (steps,))])
 
 
@@ -96,7 +97,7 @@ def evaluate(
 
     Raises:
         TypeError: steps are no integers.
-        ValueError: ``steps`` is empty or negative, or theta and tasks do not fit the problem.
+        ValueError: ``steps`` is empty or negative, theta and tasks do not fit the problem, or the metric gives no (B,).
 
     >>> from amaml_core import MAML, metrics
     >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
@@ -106,15 +107,23 @@ def evaluate(
     (['task', 'step', 'support', 'query'], 6)
     """
     tables = []
-    with detached(problem.tf32):
+    with detached(problem.tf32), problem.guarded():
         for first, k, chunk, u in _along(method, problem, theta, tasks, steps):
             lost = ~u.isfinite().all(1)  # (B,)
             errors = {
-                name: metric(problem.predict(u, x), y).masked_fill(lost, torch.nan).cpu()  # (B,)
+                name: _errors(metric, problem.predict(u, x), y).masked_fill(lost, torch.nan).cpu()  # (B,)
                 for name, (x, y) in (("support", chunk.support), ("query", chunk.query))
             }
             tables.append(pd.DataFrame({"task": range(first, first + len(chunk)), "step": k} | errors))
     return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)
+
+
+def _errors(metric: Metric, prediction: Any, y: Tensor) -> Tensor:
+    found = metric(prediction, y)
+    if not isinstance(found, Tensor) or found.shape != y.shape[:1]:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"a metric must return the error of each of B={len(y)} tasks, a tensor (B,), not {what}")
+    return found if found.is_floating_point() else found.double()
 
 
 def _along(

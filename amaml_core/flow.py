@@ -129,8 +129,8 @@ class Dopri5:
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"Dopri5 needs positive tolerances, not rtol={self.rtol}, atol={self.atol}")
-        for name in ("rtol", "atol"):
-            positive(self, name)
+        positive(self, "rtol")
+        positive(self, "atol")
         count(self, "max_steps")
 
 

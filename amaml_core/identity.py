@@ -10,9 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import pickle
 import re
+import sys
 import types
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -21,21 +25,28 @@ from torch import Tensor, nn
 
 ALIEN = ("torch", "numpy", "scipy", "pandas", "builtins", "torchdiffeq", "torchvision")  # told apart by name alone
 OWN = "amaml_core"  # has a version, so by name, and by what its functions close over
+PRIMITIVE = (type(None), bool, int, float, complex, str, bytes)
+HOOKS = {key for key, value in vars(nn.Module()).items() if isinstance(value, dict) and "hook" in key}
+LONG = 50  # a longer list of numbers is a digest
 
 
 def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None) -> dict[str, str]:
-    """``{"entry.subentry": "value"}`` for everything that ``thing`` consists of; what comes again is not spelled out again.
+    """``{"entry.subentry": "value"}`` for everything that ``thing`` consists of; functions and classes are spelled out once.
+
+    Raises:
+        TypeError: it has neither settings that can be seen nor a pickle that could be compared.
 
     >>> describe({"lr": 0.1, "steps": [1, 2]})
     {'': 'dict', 'lr': '0.1', 'steps': 'list of 2', 'steps.0': '1', 'steps.1': '2'}
     """
-    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+    if isinstance(thing, (*PRIMITIVE, torch.dtype, torch.device)):
         return {name: repr(thing)}
     if isinstance(thing, np.generic):
         return {name: repr(thing.item())}
     if isinstance(thing, Tensor):
-        return {name: f"{thing.dtype} {tuple(thing.shape)} {_digest(_bytes(thing))}"}
-    if isinstance(thing, np.ndarray):
+        flat = thing.detach().to_dense()
+        return {name: f"{thing.dtype} {tuple(thing.shape)} {_digest(_bytes(flat))}"}
+    if isinstance(thing, np.ndarray) and not thing.dtype.hasobject:
         return {name: f"{thing.dtype} {thing.shape} {_digest(np.ascontiguousarray(thing).view(np.uint8).data)}"}
     if isinstance(thing, torch.Generator):
         return {name: _digest(_bytes(thing.get_state()))}
@@ -43,36 +54,60 @@ def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None) -> 
     if id(thing) in seen:
         return {name: "again"}
     seen[id(thing)] = thing  # which also keeps it alive, so that no other thing gets its id
-    within = functools.partial(_within, name=name, seen=seen)
+    try:
+        return _compound(thing, name, functools.partial(_within, name=name, seen=seen))
+    finally:
+        if not isinstance(thing, (types.FunctionType, type)):
+            del seen[id(thing)]  # data are spelled out wherever they come, so that it does not matter who shares them
+
+
+def _compound(thing: Any, name: str, within: Callable[[Mapping[str, Any]], dict[str, str]]) -> dict[str, str]:
     if isinstance(thing, Mapping):
-        return {name: type(thing).__name__} | within({str(key): value for key, value in thing.items()})
-    if isinstance(thing, (list, tuple, set, frozenset)):
-        listed = sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing
-        return {name: f"{type(thing).__name__} of {len(thing)}"} | within({str(i): entry for i, entry in enumerate(listed)})
+        keys = [key if isinstance(key, str) else f"({key!r})" if isinstance(key, PRIMITIVE) else "" for key in thing]
+        if all(keys):
+            return {name: type(thing).__name__} | within(dict(zip(keys, thing.values(), strict=True)))
+        return {name: type(thing).__name__} | within({str(i): pair for i, pair in enumerate(thing.items())})
+    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+        listed = sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else list(thing)
+        kind = f"{type(thing).__name__} of {len(listed)}"
+        if len(listed) > LONG and all(isinstance(entry, PRIMITIVE) for entry in listed):
+            return {name: f"{kind} {_digest(repr(listed).encode())}"}
+        return {name: kind} | within({str(i): entry for i, entry in enumerate(listed)})
     if isinstance(thing, functools.partial):
         return within({"function": thing.func, "arguments": thing.args, "keywords": thing.keywords})
     if isinstance(thing, types.MethodType):
         return within({"method": thing.__func__, "of": thing.__self__})
     if isinstance(thing, types.FunctionType):
         return {name: f"{thing.__module__}.{thing.__qualname__}"} | within(_function(thing))
-    if isinstance(thing, (types.BuiltinFunctionType, types.ModuleType)):
+    if isinstance(thing, functools._lru_cache_wrapper):
+        return within({"cached": thing.__wrapped__})
+    if isinstance(thing, (types.BuiltinFunctionType, types.ModuleType, np.ufunc)):
         return {name: thing.__name__}
     if isinstance(thing, type):
-        return {name: f"{thing.__module__}.{thing.__qualname__}"} | within(_methods(thing))
+        return {name: f"{thing.__module__}.{thing.__qualname__}"} | within(_class(thing))
     if isinstance(thing, nn.Module):
         return {name: re.sub(r"\s+", " ", repr(thing))} | within(_module(thing))
+    if isinstance(thing, Enum):
+        return {name: str(thing)} | within({"class": type(thing)})
     if dataclasses.is_dataclass(thing):
-        entries = {entry.name: getattr(thing, entry.name) for entry in dataclasses.fields(thing)}
-    else:
-        entries = {key: value for key, value in getattr(thing, "__dict__", {}).items() if not key.startswith("_")}
-    return within({"class": type(thing)} | entries)
+        return within({"class": type(thing)} | {entry.name: getattr(thing, entry.name) for entry in dataclasses.fields(thing)})
+    if hasattr(thing, "__dict__") and _package(type(thing)) not in ALIEN:
+        return within({"class": type(thing)} | {key: value for key, value in vars(thing).items() if not key.startswith("_")})
+    try:
+        return {name: f"{type(thing).__qualname__} {_digest(pickle.dumps(thing))}"}
+    except Exception as error:
+        raise TypeError(
+            f"nothing tells whether {name}, a {type(thing).__qualname__}, is the same in another run ({error}); leave out the "
+            "checkpoint, or keep its settings in a dataclass"
+        ) from None
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """Lines ``entry: one value there, another here`` for all entries that differ."""
+    keys = sorted(there.keys() | here.keys(), key=lambda key: (key not in there or key not in here, key))  # the telling ones first
     return [
         f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
-        for key in sorted(there.keys() | here.keys())
+        for key in keys
         if there.get(key) != here.get(key)
     ]
 
@@ -85,19 +120,23 @@ def _within(entries: Mapping[str, Any], name: str, seen: dict[int, Any]) -> dict
 
 
 def _module(module: nn.Module) -> dict[str, Any]:
-    """Beside its printed form: the shapes of its parameters and which are frozen, its buffers, modes, and classes of its own."""
+    """Beside its printed form: shapes of parameters and which are frozen, buffers, hooks, and each part's settings and class."""
     return {
         "parameters": {name: f"{tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in module.named_parameters()},
         "buffers": dict(module.named_buffers()),
-        "training": {name: part.training for name, part in module.named_modules()},
-        "classes": {f"{type(part).__module__}.{type(part).__qualname__}": type(part) for part in module.modules()},
+        "hooks": {
+            f"{name}.{key}": list(value.values())
+            for name, part in module.named_modules()
+            for key, value in vars(part).items()
+            if key in HOOKS and value
+        },
         "attributes": {
             f"{name}.{key}": value
             for name, part in module.named_modules()
-            if _package(type(part)) not in ALIEN
             for key, value in vars(part).items()
             if not key.startswith("_") and not isinstance(value, (nn.Module, nn.Parameter))
         },
+        "classes": {f"{type(part).__module__}.{type(part).__qualname__}": type(part) for part in module.modules()},
     }
 
 
@@ -108,22 +147,36 @@ def _function(function: types.FunctionType) -> dict[str, Any]:
     given = {
         "defaults": function.__defaults__,
         "keywords": function.__kwdefaults__,
+        "attributes": vars(function),
         "closure": {key: cell.cell_contents for key, cell in cells if cell != types.CellType()},
     }
     if _package(function) == OWN:
         return given
-    named = {key: function.__globals__[key] for key in _names(function.__code__) if key in function.__globals__}
-    kinds = (bool, int, float, str, tuple, Tensor, types.FunctionType, type, functools.partial)
-    outside = {key: value for key, value in sorted(named.items()) if isinstance(value, kinds)}
+    names, outside = _names(function.__code__), {}
+    for key in sorted(names & function.__globals__.keys()):
+        value = function.__globals__[key]
+        outside[key] = value
+        if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in (*ALIEN, OWN, *sys.stdlib_module_names):
+            outside |= {f"{key}.{used}": vars(value)[used] for used in sorted(names & vars(value).keys())}
     return given | {"code": _code(function.__code__), "globals": outside}
 
 
-def _methods(kind: type) -> dict[str, Any]:
-    if _package(kind) in (*ALIEN, OWN):
+def _class(kind: type) -> dict[str, Any]:
+    if _package(kind) in (*ALIEN, OWN, *sys.stdlib_module_names):
         return {}
-    own = {key: value for key, value in vars(kind).items() if isinstance(value, types.FunctionType)}
-    made = ("__eq__", "__hash__", "__repr__", "__replace__")  # by dataclasses, among others
-    return {key: value for key, value in own.items() if key not in made} | {"bases": kind.__bases__}
+    made = ("__eq__", "__hash__", "__repr__", "__replace__", "__match_args__", "__doc__", "__module__", "__dict__", "__weakref__")
+    skipped = (types.GetSetDescriptorType, types.MemberDescriptorType)
+    found: dict[str, Any] = {"bases": kind.__bases__}
+    for key, value in vars(kind).items():
+        if key in made or key.startswith(("__dataclass", "__annotat", "__abstract", "_abc", "__static", "__firstline")):
+            continue
+        if isinstance(value, property):
+            found[key] = [value.fget, value.fset]
+        elif isinstance(value, (staticmethod, classmethod)):
+            found[key] = value.__func__
+        elif not isinstance(value, skipped) and (not key.startswith("_") or isinstance(value, types.FunctionType)):
+            found[key] = value
+    return found
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -132,8 +185,16 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _code(code: types.CodeType) -> str:
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return _digest(repr((code.co_code, constants, code.co_names, code.co_varnames)).encode())
+    return _digest(repr((code.co_code, [_constant(c) for c in code.co_consts], code.co_names, code.co_varnames)).encode())
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    if isinstance(value, (tuple, frozenset)):  # the order of a set differs from process to process
+        entries = [_constant(entry) for entry in value]
+        return f"{type(value).__name__}{entries if isinstance(value, tuple) else sorted(entries)}"
+    return repr(value)
 
 
 def _package(thing: Any) -> str:

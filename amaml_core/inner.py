@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .settings import positive
+from .settings import count, positive
 from .tasks import Tasks
 
 
@@ -44,15 +44,17 @@ class InnerLoop:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be >= 0, not {self.weight_decay}")
+        positive(self, "weight_decay", or_zero=True)
+        count(self, "seed", least=0)
         if self.mask is not None:
             mask = torch.as_tensor(self.mask)
             if mask.ndim != 1 or not ((mask == 0) | (mask == 1)).all():
                 raise ValueError(f"mask must be (P,), true or false for each parameter, not {tuple(mask.shape)} of {mask.dtype}")
             object.__setattr__(self, "mask", mask.detach().bool())
-        if self.minibatch is not None and self.minibatch < 1:
-            raise ValueError(f"minibatch must be at least 1 or None, not {self.minibatch}")
+        if self.minibatch is not None:
+            if self.minibatch < 1:
+                raise ValueError(f"minibatch must be at least 1 or None, not {self.minibatch}")
+            count(self, "minibatch")
         if self.clip_norm is not None:
             positive(self, "clip_norm")
 

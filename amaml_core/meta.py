@@ -133,7 +133,7 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
     True
     """
     check_theta(problem, theta, tasks)
-    with detached(problem.tf32):
+    with detached(problem.tf32), problem.guarded():
         theta, tasks = outside_inference(theta, tasks)
         size = chunk_size(problem, theta, tasks)
         pieces = _of_chunks(method, problem, theta, tasks, size)

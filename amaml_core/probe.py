@@ -1,7 +1,8 @@
 """What is tried out before a model is trusted: that it is a pure function of its parameters, and that ``vmap`` computes it.
 
 A model's class does not tell. Dropout may be a function call, attention draws its own masks, a padding row loses its meaning under
-``vmap``, a closure may hold on to the original weights. So the first use of a shape compares what must be equal.
+``vmap``, a closure may hold on to the original weights. So the first use of a shape compares what must be equal, and watches every
+array operation of one task.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .problem import Problem
 
 Function = Callable[..., Any]  # of one task: u (P,), then points (n, ...)
+aten = torch.ops.aten
 
 
 def batches(problem: Problem, function: Function, u: Tensor, *points: Tensor) -> bool:
@@ -33,68 +35,102 @@ def batches(problem: Problem, function: Function, u: Tensor, *points: Tensor) ->
     Raises:
         ValueError: as :func:`check_pure`.
     """
-    state = (function.__name__, u.dtype, u.device, problem.state(u.device))
-    shapes = tuple((t.shape, t.dtype) for t in points)
-    found = problem.findings.get((state, shapes))
+    key = (function.__name__, u.dtype, problem.state(u.device), *((t.shape, t.dtype) for t in points))
+    found = problem.findings.get(key)
     if found is None:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return True  # within a transform of torch.func, values cannot be compared
         with torch.inference_mode(False), exact(problem.tf32):
             theta = problem.initial_parameters().clone().to(u)
             points = tuple(t[[0, -1]].clone() for t in points)  # (2, n, ...)
-            telling = all(t.isfinite().all() for t in points)  # data of NaN show nothing that would be worth remembering
-            purity = (state, tuple((t.shape[2:], t.dtype) for t in points))
-            if problem.findings.get(purity) is None:
-                check_pure(problem, function, theta, *(t[0] for t in points))
-                if telling:
-                    problem.findings.put(purity, True)
-            found = len(u) == 1 or _batched_is_right(problem, function, theta, points)
-        if telling:
-            problem.findings.put((state, shapes), found)
+            padded = check_pure(problem, function, theta, *(t[0] for t in points))
+            found = len(u) == 1 or _batched_is_right(problem, function, theta, points, padded)
+        if all(t.isfinite().all() for t in (theta, *points)):  # NaN shows nothing that would be worth remembering
+            problem.findings.put(key, found)
     return found
 
 
-class _Draws(TorchDispatchMode):
-    """Notes which operations draw random numbers, in this thread alone."""
+class _Watch(TorchDispatchMode):
+    """Notes what a pure function does not do: draw random numbers, read what it was not given, write to what it did not make."""
 
-    def __init__(self) -> None:
+    def __init__(self, forbidden: dict[int, str]) -> None:
         super().__init__()
-        self.names: list[str] = []
+        self.forbidden = forbidden  # address of a storage -> the name of the parameter that lies there
+        self.made: set[int] = set()
+        self.draws: list[str] = []
+        self.reads: list[str] = []
+        self.writes: list[int] = []
+        self.padded = False  # an embedding has a padding row
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+            self.draws.append(name)
+        self.reads += [self.forbidden[p] for p in map(_place, tree_leaves((args, kwargs))) if p in self.forbidden]
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.writes += [p for p in map(_place, tree_leaves(value)) if p and p not in self.made]
+        self.padded |= func is aten.embedding.default and len(args) > 2 and args[2] >= 0
+        result = func(*args, **kwargs)
+        if func not in (aten.detach.default, aten.alias.default) and not func.is_view:
+            self.made.update(p for p in map(_place, tree_leaves(result)) if p)
+        return result
 
 
-def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Tensor) -> None:
+def _place(thing: Any) -> int:
+    """Where a tensor's numbers lie; 0 for what has none."""
+    return thing.untyped_storage().data_ptr() if isinstance(thing, Tensor) and thing.layout == torch.strided else 0
+
+
+def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Tensor) -> bool:
     """Refuse a model or a loss that is no pure function of the parameters ``theta (P,)`` for the points ``(n, ...)`` of one task.
 
+    Returns:
+        Whether an embedding has a padding row, which ``vmap`` forgets.
+
     Raises:
-        ValueError: it draws random numbers, two equal calls differ, it changes buffers, or it computes with other parameters
-            than those it is given.
+        ValueError: it draws random numbers, two equal calls differ, it changes its parameters, buffers or data, or it computes with
+            other parameters than those it is given.
     """
-    buffers = dict(problem.model.named_buffers())
-    copies = {id(b): b.clone() for b in buffers.values()}
-    with torch.no_grad(), _Draws() as draws:
-        first, second = (function(theta, *points, replaced=copies) for _ in range(2))
-    changed = [name for name, b in buffers.items() if not torch.equal(copies[id(b)].nan_to_num(), b.nan_to_num())]
+    parameters = dict(problem.model.named_parameters())
+    buffers = {name: b for name, b in problem.model.named_buffers() if b is not None}
+    places = {_place(p): name for name, p in parameters.items()}
+    kept = [v for module in problem.model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
+    copies = {
+        id(t): t.clone() for t in (*buffers.values(), *kept) if _place(t) not in places
+    }  # nothing of the user's is written to
+    given = [theta.clone(), *(t.clone() for t in points)]
+    with torch.enable_grad(), _Watch(places) as watch:
+        first, second = (function(*given, replaced=copies) for _ in range(2))
+    changed = [name for name, b in buffers.items() if not _same(copies.get(id(b), b), b)]
     if changed:
         raise ValueError(
             f"a call of the model changes its buffers {changed}, so that each inner step would be another function; call "
             "model.eval(), or leave out what keeps running statistics"
         )
-    if draws.names or not _all_close(first, second, 1e3 * torch.finfo(theta.dtype).eps):
-        drawn = f" ({draws.names[0]})" if draws.names else ""
+    if watch.draws or not _same(first, second):
+        drawn = f" ({watch.draws[0]})" if watch.draws else ""
         raise ValueError(
             f"the model or the loss is random{drawn}: two equal calls differ, and the inner loop could not be replayed "
             "backward. Call model.eval(), set its dropout to 0, or draw the noise once, as part of the data"
         )
+    if watch.reads:
+        raise ValueError(
+            f"the model does not compute with the parameter {watch.reads[0]!r} that it is given: something outside its modules "
+            "holds on to the original (a closure, an attribute made from it, a compiled or scripted module). Pass the plain module"
+        )
+    if watch.writes:
+        raise ValueError(
+            "a call of the model or the loss writes in place to its parameters, its data or a tensor that it keeps; write to a "
+            "copy (inplace=False, x = x - ... in place of x -= ...)"
+        )
     if function.__name__ == "loss_one":
-        _check_reached(problem, theta, *points)
+        _check_gradient(problem, theta, *points)
+    return watch.padded
 
 
-def _check_reached(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> None:
+def _check_gradient(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> None:
     """At the model's own parameters, the gradient by way of flat parameters is the one that the modules themselves have."""
     parameters = dict(problem.model.named_parameters())
     own = {name: p for name, p in parameters.items() if p.requires_grad}
@@ -114,23 +150,27 @@ def _check_reached(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> Non
         if (pieces[name] - gradient.flatten()).norm() > _tolerance(theta) * gradient.norm() + noise:
             raise ValueError(
                 f"the model does not compute with the parameter {name!r} that it is given: something outside its modules holds on "
-                "to the original (a closure, a compiled or scripted module). Pass the plain module"
+                "to the original (a compiled module). Pass the plain module"
             )
 
 
-def _batched_is_right(problem: Problem, function: Function, theta: Tensor, points: tuple[Tensor, ...]) -> bool:
+def _batched_is_right(problem: Problem, function: Function, theta: Tensor, points: tuple[Tensor, ...], padded: bool) -> bool:
     """Compare two tasks in a batch with the same tasks alone; where they differ, say so once."""
     scale = theta.square().mean().sqrt()
-    w = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * torch.stack([_direction(theta, s) for s in (1.0, 2.0)])  # (2, P)
-    alone = [_values(function, w[b : b + 1], tuple(t[b : b + 1] for t in points), batched=False) for b in (0, 1)]
+    scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+    # (2, P)
+    w = theta.nan_to_num(0.0, 0.0, 0.0) + 0.1 * scale * torch.stack([_direction(theta, s) for s in (1.0, 2.0)])
     try:
+        alone = [_values(function, w[b : b + 1], tuple(t[b : b + 1] for t in points), batched=False) for b in (0, 1)]
         together = _values(function, w, points, batched=True)
         right = len(together) >= len(alone[0]) and all(
-            _all_close(t, torch.cat(parts)) for t, *parts in zip(together, *alone, strict=False)
+            _close(t, torch.cat(parts)) for t, *parts in zip(together, *alone, strict=False)
         )
         reason = "its gradients are not those of the tasks alone"
     except Exception as error:  # whatever a batching rule fails with
         right, reason = False, (str(error).strip() or type(error).__name__).splitlines()[0]
+    if padded:  # seen or not in these two tasks
+        right, reason = False, "vmap forgets the padding row of an embedding, and its gradients are not those of the tasks alone"
     if not right:
         problem.warn_once("batch", f"the model cannot be batched over tasks, which are run one by one: {reason}")
     return right
@@ -146,8 +186,9 @@ def _values(function: Function, w: Tensor, points: tuple[Tensor, ...], batched: 
             (gradient,) = torch.autograd.grad(found[0].sum(), w, create_graph=True)
             found.append(gradient)
             if gradient.requires_grad:
+                direction = _direction(w[0], 3.0).expand_as(w)
                 try:
-                    found.append(torch.autograd.grad(gradient, w, _direction(w[0], 3.0).expand_as(w), materialize_grads=True)[0])
+                    found.append(torch.autograd.grad(gradient, w, direction, materialize_grads=True)[0])
                 except RuntimeError:  # methods of first order need no second derivative
                     if batched:
                         raise
@@ -164,12 +205,15 @@ def _tolerance(t: Tensor) -> float:
     return max(torch.finfo(dtype).eps, torch.finfo(t.dtype).eps) ** (1 / 3)
 
 
-def _all_close(a: Any, b: Any, tolerance: float | None = None) -> bool:
-    """Whether two results are equal but for rounding; what is not finite in either says nothing."""
-    for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True):
-        if isinstance(x, Tensor) and x.is_floating_point():
-            if (x - y).norm() > (tolerance or _tolerance(x)) * y.norm():
-                return False
-        elif isinstance(x, Tensor) and not torch.equal(x, y):
-            return False
-    return True
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding; what is not finite in either says nothing."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    return not ((a - b).norm() > _tolerance(a) * b.norm())
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results are equal, to the bit on a CPU; a GPU may sum in any order."""
+    pairs = [(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True) if isinstance(x, Tensor)]
+    dense = [(x.detach().to_dense().nan_to_num(), y.detach().to_dense().nan_to_num()) for x, y in pairs]
+    return all(torch.equal(x, y) or (x.is_cuda and _close(x, y)) for x, y in dense)

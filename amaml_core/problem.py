@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -28,6 +30,7 @@ from torch.utils._pytree import tree_map
 from . import probe
 from .numerics import exact
 from .recent import Recent
+from .settings import count
 from .tasks import Tasks
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -76,8 +79,9 @@ class Problem:
             raise TypeError(f"model must be a torch.nn.Module, not {type(self.model).__name__}")
         if not callable(self.loss):
             raise TypeError(f"loss must be a function of (prediction, target), not {type(self.loss).__name__}")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1 or None, not {self.chunk_size}")
+        if self.chunk_size is not None:
+            count(self, "chunk_size")
+        count(self, "trace_after", least=0)
         check_model(self.model)
 
     def __getstate__(self) -> dict:  # what was found out stays here, and is found out anew elsewhere
@@ -115,10 +119,12 @@ class Problem:
         return sum(p.numel() for p in self.model.parameters())
 
     def state(self, device: torch.device) -> tuple:
-        """What else than tensors and shapes a call depends on: modes of the modules, frozen parameters, autocast."""
+        """What else than tensors and shapes a call depends on: kinds and plain settings of the modules, hooks, frozen parameters,
+        autocast."""
         kind, modules = device.type, list(self.model.modules())
         return (
-            tuple([module.training for module in modules]),
+            device,
+            tuple([_settings(module) for module in modules]),
             tuple([p.requires_grad for p in parameters_of(modules)]),
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         )
@@ -204,7 +210,7 @@ class Problem:
             own = vars(blank[id(module)])
             own.update(vars(module))
             for name, value in own.items():
-                if name not in SHARED and type(value) not in PLAIN:
+                if type(value) not in PLAIN and not (name in SHARED and not value):
                     own[name] = _replace(value, held)
         return blank[id(self.model)]
 
@@ -217,6 +223,26 @@ class Problem:
         u = theta.expand(len(tasks), -1)  # (P,) -> (B, P)
         return all([probe.batches(self, self.loss_one, u, *points) for points in (tasks.support, tasks.query)])
 
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Put back the buffers, and refuse, if a computation has changed them.
+
+        Raises:
+            ValueError: it has.
+        """
+        before = [(name, b, b._version, b.clone()) for name, b in self.model.named_buffers() if not b.is_inference()]
+        try:
+            yield
+        finally:
+            changed = [entry for entry in before if entry[1]._version != entry[2]]
+            for _, buffer, _, copy in changed:
+                buffer.copy_(copy)
+        if changed:
+            raise ValueError(
+                f"the model changes its buffers {[entry[0] for entry in changed]} for some data, so that each inner step is "
+                "another function; call model.eval(), or leave out what keeps running statistics"
+            )
+
     def _map(self, function: Callable[..., Any], u: Tensor, *points: Tensor) -> Any:
         """``function`` of one task, over the task axis, at most ``chunk_size`` tasks at once."""
         tried = (u[:1], *(t[:1] for t in points)) if self.chunk_size == 1 else (u, *points)
@@ -224,8 +250,12 @@ class Problem:
         with exact(self.tf32):
             if size < len(u):
                 chunks = zip(*(argument.split(size) for argument in (u, *points)), strict=True)
-                return tree_map(lambda *parts: torch.cat(parts), *(_chunk(function, chunk) for chunk in chunks))
+                return tree_map(_joined, *(_chunk(function, chunk) for chunk in chunks))
             return _chunk(function, (u, *points))
+
+
+def _joined(*parts: Any) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
 
 
 def _chunk(function: Callable[..., Any], chunk: tuple[Tensor, ...]) -> Any:
@@ -233,24 +263,37 @@ def _chunk(function: Callable[..., Any], chunk: tuple[Tensor, ...]) -> Any:
         return vmap(function)(*chunk)
     # One task alone needs no batching rules: faster, and any module works.
     result = function(*(argument[0] for argument in chunk))
-    return result[None] if isinstance(result, Tensor) else tree_map(lambda t: t[None], result)
+    return result[None] if isinstance(result, Tensor) else tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, result)
 
 
-# What every module has and no twin needs of its own: flags and hooks. And what is neither a tensor nor holds one.
+# What every module has: dictionaries of hooks, most of them empty. And what neither is a tensor nor holds one.
 SHARED = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 PLAIN = {bool, int, float, str, type(None)}
 
 
 def _replace(value: Any, held: dict[int, Any]) -> Any:
+    """What stands for an attribute of a module in its twin: containers are copied, also in each other."""
+    if id(value) in held:
+        return held[id(value)]
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _replace(value.__self__, held))
+    if type(value) is tuple:
+        return tuple([_replace(entry, held) for entry in value])
     if isinstance(value, dict):
-        copy = value.copy()
-        copy.update({key: held[id(entry)] for key, entry in value.items() if id(entry) in held})
+        copy = value.copy()  # which keeps the kind of dictionary
+        copy.update({key: _replace(entry, held) for key, entry in value.items()})
         return copy
-    if isinstance(value, list):
-        return [held.get(id(entry), entry) for entry in value]
-    if isinstance(value, types.MethodType) and id(value.__self__) in held:
-        return types.MethodType(value.__func__, held[id(value.__self__)])
-    return held.get(id(value), value)
+    if isinstance(value, (list, deque)):
+        entries = value.copy()
+        entries.clear()
+        entries.extend([_replace(entry, held) for entry in value])
+        return entries
+    return value.copy() if isinstance(value, set) else value
+
+
+def _settings(module: nn.Module) -> tuple:
+    values = [v if type(v) in PLAIN else len(v) for v in vars(module).values() if type(v) in PLAIN or isinstance(v, dict)]
+    return type(module), *values
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -314,6 +357,8 @@ def check_theta(problem: Problem, theta: Tensor, tasks: Tasks) -> None:
         raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)")
     if theta.device != tasks.support_x.device:
         raise ValueError(f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)")
+    if torch.nn.utils.parametrize._cache_enabled:
+        raise ValueError("parametrize.cached() keeps the weights of other parameters; compute outside of it")
     for name, tensor in vars(tasks).items():
         if tensor.is_floating_point() and tensor.dtype != theta.dtype:
             raise ValueError(f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)")

@@ -7,20 +7,20 @@ import operator
 from typing import Any
 
 
-def count(settings: Any, name: str) -> None:
-    """Make an entry of frozen settings a Python integer that is at least 1.
+def count(settings: Any, name: str, least: int = 1) -> None:
+    """Make an entry of frozen settings a Python integer that is at least 1, or ``least``.
 
     Raises:
         TypeError: it is no integer.
-        ValueError: it is < 1.
+        ValueError: it is too small.
     """
     value, owner = getattr(settings, name), type(settings).__name__
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{owner} needs an integer {name}, not {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{owner} needs {name} >= 1, not {number}")
+    if number < least:
+        raise ValueError(f"{owner} needs {name} >= {least}, not {number}")
     object.__setattr__(settings, name, number)
 
 
@@ -49,3 +49,15 @@ def one_of(settings: Any, name: str, allowed: tuple) -> None:
     """
     if getattr(settings, name) not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, not {getattr(settings, name)!r}")
+
+
+def instance(settings: Any, name: str, kinds: tuple[type, ...]) -> None:
+    """Refuse an entry that is of another kind, a class in place of its instance among them.
+
+    Raises:
+        TypeError: it is.
+    """
+    value = getattr(settings, name)
+    if not isinstance(value, kinds):
+        known = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
+        raise TypeError(f"{type(settings).__name__} needs {known} for {name}, not {value!r}")

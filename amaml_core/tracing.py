@@ -7,8 +7,8 @@ included. From then on the recorded graph runs in place of the step, without aut
 steps or more, so a shape is traced when it has taken as many before; compiled, at once.
 
 A model that decides by the values of its data cannot be traced, and runs as it is. What a trace cannot see is that the model or
-the loss is *changed* afterwards. So every solve compares the slope that the trace gives with the model's own, for one task, and
-away from theta. Where they differ, the trace is dropped. A change that this slope does not show needs ``problem.forget()``.
+the loss is *changed* afterwards. So every solve compares the slope that the trace gives with the model's own, away from theta.
+Where they differ, the trace is dropped. A change that this slope does not show needs ``problem.forget()``.
 """
 
 from __future__ import annotations
@@ -89,13 +89,12 @@ class _Trial:
     step that is neither lost in rounding nor far from where it starts."""
 
     def __init__(self, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> None:
-        self.kernel, one = kernel, slice(0, 1)
+        self.kernel = kernel
         scale = theta.square().mean().sqrt()
         away = (torch.arange(theta.shape[1], device=theta.device) + 1.0).cos().to(theta)  # (P,)
         self.u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * away  # (B, P)
-        self.first = (self.u[one], theta[one], x[one], y[one])
-        self.slope = kernel.field(*self.first)  # (1, P)
-        size = 0.03 * self.u[0].norm() / self.slope.norm()
+        self.slope = kernel.field(self.u, theta, x, y)  # (B, P)
+        size = 0.03 * self.u.norm() / self.slope.norm()
         self.h = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
         self.given = {
             "field": (self.u, theta, x, y),
@@ -103,16 +102,12 @@ class _Trial:
         }
 
     def agrees(self, name: str, graph: Callable[..., list[Tensor]]) -> bool:
-        """Whether the graph gives the first task what the kernel gives it."""
-        u, theta, x, y = self.first
-        found, start = graph(*self.given[name])[0][:1], u if name == "step" else torch.zeros_like(u)
+        """Whether the graph gives the tasks the slope that the kernel gives them; a step, its first stage at least."""
+        found = graph(*self.given[name])[0]
         if name == "field":
-            own = self.slope
-        elif len(self.kernel.tableau.b) == 1 and self.kernel.groups == 1:
-            own = u + self.h * self.slope
-        else:
-            own = self.kernel.step(u, theta, self.h, x, y)
-        return _agree(found, own, start)
+            return _agree(found, self.slope, torch.zeros_like(found))
+        own = self.u + self.h[:, :1] * self.slope if len(self.kernel.tableau.b) == 1 else self.kernel.step(*self.given["step"])
+        return _agree(found, own, self.u)
 
     def inputs(self, name: str) -> tuple[Tensor, ...]:
         """All inputs of the function."""
@@ -127,8 +122,8 @@ class _Trial:
 def _agree(found: Tensor, expected: Tensor, start: Tensor) -> bool:
     """Whether two changes from ``start`` are the same but for rounding; what is not finite says nothing."""
     eps = torch.finfo(expected.dtype).eps
-    bound = 3 * eps**0.5 * (expected - start).norm() + 100 * eps * expected.norm()
-    return not ((found - expected).norm() > bound)
+    bound = 3 * eps**0.5 * (expected - start).norm(dim=1) + 100 * eps * expected.norm(dim=1)  # (B,)
+    return not ((found - expected).norm(dim=1) > bound).any()
 
 
 def _trace(compiled: bool, trial: _Trial, name: str) -> Callable[..., list[Tensor]] | None:

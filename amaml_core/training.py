@@ -67,8 +67,8 @@ def fit(
         optimizer: ``optimizer([theta])`` builds a torch optimiser, for example ``lambda p: torch.optim.SGD(p, lr=0.01)``;
             Adam with learning rate 1e-3 by default. It is tried out on a copy first.
         checkpoint: a safetensors file that is written every half minute, at an interrupt and at the end. If it exists, training
-            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler or
-            seed is refused, with what differs.
+            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler
+            or seed is refused, with what differs.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -78,7 +78,9 @@ def fit(
     Raises:
         DivergenceError: loss, adapted parameters or gradient are not finite.
         TypeError: the optimiser cannot step on one gradient, or has a state that a checkpoint cannot hold.
-        ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, or the method cannot learn what it should.
+        OSError: the checkpoint cannot be written, which is tried first.
+        ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold, or
+            the method cannot learn what it should.
 
     >>> from amaml_core import FOMAML
     >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
@@ -86,8 +88,8 @@ def fit(
     >>> fit(FOMAML(), problem, sampler, meta_steps=5, progress=False).history.columns.tolist()
     ['meta_step', 'query_loss', 'gradient_norm']
     """
-    if meta_steps < 1:
-        raise ValueError(f"meta_steps must be at least 1, not {meta_steps}")
+    if meta_steps != int(meta_steps) or meta_steps < 1:
+        raise ValueError(f"meta_steps must be a whole number of at least 1, not {meta_steps}")
     theta = problem.initial_parameters() if theta is None else theta.detach().clone()
     start, free = theta.clone(), problem.free()
     learned = None if learn is None else _Learned(method, learn)
@@ -98,9 +100,11 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     rows: list[tuple[float, ...]] = []  # (query loss, gradient norm, and what is learned if it is one number) of each meta step
 
+    mark = generator.get_state()  # that belongs to the rows
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
         identity = _identity(method, problem, sampler, outer, seed, theta, learn)
+        _try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
         if path.exists():
             state = checkpoints.load(path, identity)
             if len(state["rows"]) > meta_steps:
@@ -112,19 +116,21 @@ def fit(
             for p, kept in zip(parameters, state["parameters"], strict=True):
                 p.data.copy_(kept)
             _restore(outer, state["optimizer"])
-            generator.set_state(state["generator"])
+            mark = state["generator"]
+            generator.set_state(mark)
 
     def save() -> None:
-        if path is not None and rows:
-            now = {"parameters": [p.data for p in parameters], "rows": np.array(rows), "generator": generator.get_state()}
+        if path is not None:
+            now = {"parameters": [p.data for p in parameters], "rows": np.array(rows), "generator": mark}
             checkpoints.save(path, checkpoints.Checkpoint(identity, now | {"optimizer": outer.state_dict()}))
 
+    save()  # a file that cannot be written is better known now
     saved_at, updating = time.monotonic(), False
     bar = tqdm(total=meta_steps, initial=len(rows), desc=type(method).__name__, disable=None if progress else True)
     try:
         while len(rows) < meta_steps:
             current = method if learned is None else learned.method(sensitivities=True)
-            estimate, row = _estimate(current, problem, sampler, theta, generator, len(rows) + 1)
+            estimate, row = _estimate(current, problem, sampler(generator), theta, len(rows) + 1)
             updating = True
             theta.grad = estimate.gradient
             if learned is not None:
@@ -133,6 +139,7 @@ def fit(
             if free is not None:  # some optimisers move what has no gradient: weight decay does
                 theta.data = torch.where(free, theta.data, start)
             rows.append(row)
+            mark = generator.get_state()
             updating = False
             bar.update()
             bar.set_postfix(query_loss=f"{row[0]:.4g}", refresh=False)
@@ -194,6 +201,25 @@ def _try_out(make: Callable, parameters: list[Tensor]) -> None:
     checkpoints.flatten(trial.state_dict(), {}, type(trial).__name__)
 
 
+def _try_sampler(sampler: Callable, generator: torch.Generator, identity: dict[str, str]) -> None:
+    """One draw, to see that nothing but the generator moves on.
+
+    Raises:
+        ValueError: the sampler has a state of its own, or draws from PyTorch's, so that a run could not be resumed.
+    """
+    before = torch.get_rng_state()
+    sampler(generator)
+    after = {key: value for key, value in describe({"sampler": sampler}).items() if key}
+    changed = [key for key, value in after.items() if identity.get(key) != value]
+    if not torch.equal(before, torch.get_rng_state()):
+        changed.append("PyTorch's own generator")
+    if changed:
+        raise ValueError(
+            f"the sampler has a state that a checkpoint does not hold ({changed[0]} moved on with a draw); draw from the given "
+            "generator alone, and let names of caches start with an underscore"
+        )
+
+
 def _restore(outer: torch.optim.Optimizer, state: dict) -> None:
     """Load a state to the bit: ``load_state_dict`` alone casts some of it to the dtype of the parameters."""
     outer.load_state_dict(state)
@@ -214,16 +240,11 @@ def _identity(method, problem, sampler, outer, seed, theta, learn) -> dict[str, 
     )  # fmt: skip
 
 
-def _estimate(method, problem, sampler, theta, generator, number) -> tuple[MetaGradient, tuple[float, ...]]:
-    """The meta-gradient of one meta step, and its row of the history. An interrupt leaves the generator as it was."""
-    before = generator.get_state()
+def _estimate(method: Any, problem: Problem, tasks: Tasks, theta: Tensor, number: int) -> tuple[MetaGradient, tuple[float, ...]]:
+    """The meta-gradient of one meta step, and its row of the history."""
     try:
-        estimate = meta_gradient(method, problem, theta.detach(), sampler(generator))
-        kept = slice(None) if estimate.stats.diverged is None else ~estimate.stats.diverged
-        row = (estimate.query_loss[kept].mean().item(), estimate.gradient.norm().item())
-    except BaseException as error:
-        generator.set_state(before)
-        if isinstance(error, DivergenceError):
-            raise DivergenceError(f"meta step {number} of {type(method).__name__}: {error}") from error
-        raise
-    return estimate, row
+        estimate = meta_gradient(method, problem, theta.detach(), tasks)
+    except DivergenceError as error:
+        raise DivergenceError(f"meta step {number} of {type(method).__name__}: {error}") from error
+    kept = slice(None) if estimate.stats.diverged is None else ~estimate.stats.diverged
+    return estimate, (estimate.query_loss[kept].mean().item(), estimate.gradient.norm().item())

@@ -119,12 +119,12 @@ def test_an_interrupt_amid_the_update_leaves_the_last_checkpoint(tmp_path, monke
     monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
 
     class Interrupted(torch.optim.SGD):
-        count = 0
+        _count = 0
 
         def step(self):
             super().step()
-            Interrupted.count += 1
-            if Interrupted.count == 4:
+            type(self)._count += 1
+            if self._count == 4:
                 raise KeyboardInterrupt  # theta has moved, the history has not
 
     whole = fit(method, problem(), lines, 6, lambda p: torch.optim.SGD(p, lr=0.1), progress=False)

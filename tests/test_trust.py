@@ -1,16 +1,23 @@
 """Right, or clearly refused: kinds of trouble that users bring, with the value that is right, or the error that says what to do."""
 
 import copy
+import functools
 import io
+import os
 import pickle
 import random
 import subprocess
 import sys
 import threading
+from collections import deque
 from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import problems
 import pytest
 import torch
@@ -37,8 +44,10 @@ from amaml_core import (
     adapt,
     evaluate,
     fit,
+    identity,
     meta_gradient,
     metrics,
+    training,
 )
 from amaml_core.adjoint import revolve_bounds
 
@@ -325,7 +334,7 @@ def test_models_that_vmap_does_not_take_have_their_own_gradient(name, tasks):
 
 def test_that_tasks_are_run_one_by_one_is_said_once_with_the_reason():
     problem, theta, data = sequences("Embedding")
-    with pytest.warns(UserWarning, match="run one by one: its gradients are not those of the tasks alone") as caught:
+    with pytest.warns(UserWarning, match="run one by one: .*padding row.*gradients are not those of the tasks alone") as caught:
         for n in (3, 2, 3):
             meta_gradient(METHODS[0], problem, theta, data[:n])
     assert len(caught) == 1
@@ -842,7 +851,7 @@ PAIRS = {
     "code": ({"loss": lambda p, y: (p - y).square().mean()}, {"loss": lambda p, y: (p - y).abs().mean()}, "loss.code"),
     "architecture": ({"model": net()}, {"model": net(nn.ReLU)}, r"model: .*Tanh.* there, .*ReLU.* here"),
     "attribute": ({"model": Scaled(2.0).double()}, {"model": Scaled(3.0).double()}, "attributes..factor: 2.0 there, 3.0 here"),
-    "forward": ({"model": Scaled(2.0).double()}, {"model": Squared(2.0).double()}, "model.classes.*forward.code"),
+    "forward": ({"model": Scaled(2.0).double()}, {"model": Squared(2.0).double()}, "model.classes.*Scaled.forward"),
     "sampler": ({"sampler": lines}, {"sampler": noisy_lines}, "sampler: .*noisy_lines here"),
     "its settings": ({"sampler": noisy(0.1)}, {"sampler": noisy(0.2)}, "noise: 0.1 there, 0.2 here"),
     "its data": ({"sampler": pool(0)}, {"sampler": pool(1)}, r"sampler.tasks.support_y: torch.float64 \(4, 5, 1\)"),
@@ -937,3 +946,420 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_stays(tmp_path):
         assert path.read_bytes() == content
     path.write_bytes(whole)
     assert run(path, 4).history["meta_step"].tolist() == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------- further trouble, found by somebody who tried
+
+
+def bag(x, weight):
+    return nn.functional.embedding(x, weight, padding_idx=0).mean(1)
+
+
+class Bag(Words):
+    """The padding row is named in a call."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(5, 3)
+
+    def forward(self, x):
+        return self.head(bag(x, self.words.weight).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be batched")
+@pytest.mark.parametrize("kind", [Words, Bag])
+@pytest.mark.parametrize("where", [1, None])
+def test_a_padding_row_stands_still_whichever_task_has_it_and_when(kind, where):
+    model, g = seeded(kind).double(), torch.Generator().manual_seed(0)
+    x, y = torch.randint(1, 5, (3, 6, 4), generator=g), draw(3, 6, 1, generator=g)
+    problem = Problem(model, mse_loss)
+    theta = problem.initial_parameters()
+    if where is None:  # a first batch without padding
+        meta_gradient(METHODS[0], problem, theta, Tasks(x, y, x, y))
+    x = x.clone()
+    x[where or 0, :, 0] = 0
+    found = meta_gradient(METHODS[0], problem, theta, Tasks(x, y, x, y)).gradient
+    assert (found[:3] == 0).all() and relative(found, by_hand(model, mse_loss, theta, Tasks(x, y, x, y))) < 1e-11
+
+
+class Lora(nn.Module):
+    """At its own parameters the gradient of ``a`` is zero, whichever ``a`` is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.a, self.b = nn.Linear(2, 1), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.zeros(1, 2))
+        self.held = lambda: self.a
+
+    def forward(self, x):
+        return self.w(x) + x @ self.held().T @ self.b.T
+
+
+class Target(nn.Module):
+    """No gradient comes through what its closure computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 1)
+        self.target = lambda x: self.net(x)
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.target(x)
+        return self.net(x) * y.tanh()
+
+
+class Anchored(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1, dtype=F64)
+        self.anchor = self.weight.detach()
+
+    def forward(self, x):
+        return super().forward(x) * self.anchor.sum()
+
+
+@pytest.mark.parametrize("build", [Lora, Target, Anchored, lambda: torch.jit.script(nn.Linear(2, 1))])
+def test_original_weights_are_seen_wherever_they_are_used(build):
+    _, _, tasks = regression()
+    problem = Problem(build().double(), mse_loss)
+    with pytest.raises(ValueError, match="does not compute with the parameter"):
+        meta_gradient(METHODS[0], problem, problem.initial_parameters(), tasks)
+
+
+class Observer(nn.Module):
+    """Changes a buffer for large inputs alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.register_buffer("top", torch.ones(()))
+
+    def forward(self, x):
+        if x.abs().max().item() > self.top.item():
+            with torch.no_grad():
+                self.top.copy_(x.abs().max())
+        return self.layer(x) / self.top
+
+
+@pytest.mark.filterwarnings("ignore:the model cannot be batched")
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_a_buffer_that_changes_for_some_data_is_put_back_and_refused(chunk_size):
+    _, _, tasks = regression()
+    for t in (tasks.support_x, tasks.query_x):
+        t.mul_(torch.tensor([0.01, 1.0, 0.01])[:, None, None])
+    model = Observer().double()
+    problem = Problem(model, mse_loss, chunk_size=chunk_size)
+    theta = problem.initial_parameters()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"changes its buffers \[.top.\] for some data"):
+            meta_gradient(METHODS[0], problem, theta, tasks)
+        assert model.top == 1
+    with pytest.raises(ValueError, match=r"changes its buffers \[.top.\] for some data"):
+        evaluate(METHODS[0], problem, theta, tasks, metrics.rmse)
+    assert model.top == 1
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_randomness_that_comes_later_is_refused(chunk_size):
+    _, _, tasks = regression()
+    model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.0), nn.Linear(4, 1)).double()
+    problem = Problem(model, mse_loss, chunk_size=chunk_size)
+    theta = problem.initial_parameters()
+    for _ in range(3):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+    model[1].p = 0.5
+    with pytest.raises(ValueError, match="is random"):
+        meta_gradient(METHODS[0], problem, theta, tasks)
+    sized = Problem(Noisy(lambda x: nn.functional.dropout(x) if len(x) > 5 else x).double(), mse_loss, chunk_size=chunk_size)
+    few = Tasks(tasks.support_x[:, :4], tasks.support_y[:, :4], *tasks.query)
+    meta_gradient(METHODS[0], sized, sized.initial_parameters(), few)
+    with pytest.raises(ValueError, match="is random"):
+        meta_gradient(METHODS[0], sized, sized.initial_parameters(), tasks)
+    for dtype in (torch.bfloat16, torch.float16):
+        rough = Problem(Noisy(lambda x: x * (1 + 0.5 * random.random())).to(dtype), mse_loss)
+        with pytest.raises(ValueError, match="is random"):
+            meta_gradient(METHODS[0], rough, rough.initial_parameters(), tasks.to(dtype=dtype))
+
+
+WRITES = {
+    "ReLU in place": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 1)), mse_loss),
+    "shifted data": (lambda: nn.Sequential(Apply(lambda x: x.sub_(x.mean(0))), nn.Linear(2, 1)), mse_loss),
+    "targets": (lambda: nn.Linear(2, 1), lambda p, y: (p - y.clamp_(-1, 1)).square().mean()),
+    "weights": (lambda: Clamped(), mse_loss),
+    "max_norm": (lambda: nn.Sequential(Apply(lambda x: (x[..., 0] > 0).long()), nn.Embedding(2, 1, max_norm=0.1)), mse_loss),
+    "counter": (lambda: Counting(), mse_loss),
+}  # fmt: skip
+
+
+class Clamped(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1)
+
+    def forward(self, x):
+        self.weight.data.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+class Counting(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1)
+        self.count = torch.zeros(())
+
+    def forward(self, x):
+        self.count += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_writes_to_what_it_was_given_is_refused_and_nothing_is_written(name):
+    build, loss = WRITES[name]
+    _, _, tasks = regression()
+    before = [t.clone() for t in tasks.tensors]
+    model = seeded(build).double()
+    weights = [p.clone() for p in model.parameters()]
+    problem = Problem(model, loss)
+    for use in (meta_gradient, lambda *a: evaluate(*a, metrics.rmse), lambda *a: adapt(*a, 2)):
+        with pytest.raises(ValueError, match="writes in place"):
+            use(METHODS[1], problem, problem.initial_parameters(), tasks)
+    assert all(torch.equal(*pair) for pair in zip(before, tasks.tensors, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(weights, model.parameters(), strict=True))
+    assert getattr(model, "count", 0) == 0
+
+
+class Hoarding(nn.Module):
+    """Keeps what it has seen in all kinds of places, by hooks and methods that are bound to it."""
+
+    def __init__(self, keep=True):
+        super().__init__()
+        self.body, self.head, self.keep = nn.Linear(2, 3), nn.Linear(3, 1), keep
+        if keep:
+            self.body.register_forward_hook(self.note)
+        self.feature, self.places = None, {"list": [], "deque": deque(maxlen=3), "dict": {}}
+        self.ways = [self.through], (self.head,), {"k": [self.head]}
+
+    def note(self, module, args, output):
+        self.feature = output
+
+    def through(self, x):
+        return self.ways[1][0](x) + self.ways[2]["k"][0](x)
+
+    def forward(self, x):
+        h = self.body(x)
+        if self.keep:
+            h = self.feature
+            self.places["list"].append(h)
+            self.places["deque"].append(h)
+            self.places["dict"]["last"] = h
+            return self.ways[0][0](h.tanh())
+        return 2 * self.head(h.tanh())
+
+
+def test_hooks_and_containers_belong_to_the_twin():
+    _, _, tasks = regression()
+    model, plain = seeded(Hoarding).double(), seeded(lambda: Hoarding(False)).double()
+    problem = Problem(model, mse_loss)
+    theta = problem.initial_parameters() + 0.1
+    for method in METHODS:
+        assert relative(meta_gradient(method, problem, theta, tasks).gradient, by_hand(plain, mse_loss, theta, tasks)) < 1e-11
+    assert model.feature is None and model.places == {"list": [], "deque": deque(maxlen=3), "dict": {}}
+
+
+def test_a_model_may_differentiate_within():
+    class Hamiltonian(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0].sum(1, keepdim=True)
+
+    _, _, tasks = regression()
+    model = seeded(Hamiltonian).double()
+    problem = Problem(model, mse_loss, chunk_size=1)
+    theta = problem.initial_parameters()
+    found = meta_gradient(METHODS[1], problem, theta, tasks).gradient
+    assert relative(found, by_hand(model, mse_loss, theta, tasks)) < 1e-10
+
+
+def test_weights_that_are_cached_elsewhere_are_refused():
+    _, _, tasks = regression()
+    problem = Problem(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))).double(), mse_loss)
+    with torch.nn.utils.parametrize.cached(), pytest.raises(ValueError, match="parametrize.cached"):
+        meta_gradient(METHODS[0], problem, problem.initial_parameters(), tasks)
+
+
+def test_a_change_that_later_tasks_alone_show_is_noticed():
+    g = torch.Generator().manual_seed(0)
+    x, y = draw(3, 6, 2, generator=g), torch.tensor([[0] * 6, [1] * 6, [0, 1] * 3])
+    loss = nn.CrossEntropyLoss(weight=torch.ones(2, dtype=F64), reduction="sum")
+    model = seeded(lambda: nn.Linear(2, 2)).double()
+    problem, plain = Problem(model, loss), Problem(model, loss, trace=False)
+    theta, tasks = problem.initial_parameters(), Tasks(x, y, x, y)
+    for weight in (1.0, 1.0, 1.0, 3.0, 3.0, 3.0):
+        loss.weight = torch.tensor([1.0, weight], dtype=F64)
+        found, right = (meta_gradient(METHODS[0], p, theta, tasks).gradient for p in (problem, plain))
+        assert torch.equal(found, right)
+
+
+def test_a_metric_gives_an_error_for_each_task():
+    problem, theta, tasks = regression()
+    for metric in (mse_loss, lambda p, y: (p - y).square(), lambda p, y: 0.5, lambda p, y: metrics.rmse(p, y)[:, None]):
+        with pytest.raises(ValueError, match=r"a metric must return the error of each of B=3 tasks"):
+            evaluate(METHODS[1], problem, theta, tasks, metric, steps=(0,))
+    counts = evaluate(METHODS[1], problem, theta, tasks, lambda p, y: torch.ones(3, dtype=torch.int64), steps=(0,))
+    assert (counts["query"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: AMAML(0.5, 50), TypeError, r"AMAML needs FixedStep\(...\) or Dopri5\(...\) for solver, not 50"),
+        (lambda: AMAML(0.5, Euler), TypeError, "for solver"), (lambda: AMAML(memory=Checkpoint), TypeError, "for memory"),
+        (lambda: AMAML(inner=None), TypeError, "for inner"), (lambda: IMAML(5), TypeError, "for inner"),
+        (lambda: InnerLoop(weight_decay="a"), TypeError, "number for weight_decay"),
+        (lambda: InnerLoop(minibatch=2.5), TypeError, "integer minibatch"),
+        (lambda: AMAML(0.5, Euler(2), step_sizes=[[0.1], [float("inf")]]), ValueError, "must be positive"),
+        (lambda: Problem(nn.Linear(1, 1), mse_loss, chunk_size=2.5), TypeError, "integer chunk_size"),
+        (lambda: run(None, 2.5), ValueError, "whole number"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+class Colour(Enum):
+    RED, BLUE = 1, 2
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Kind:
+    setting = 1
+
+    @staticmethod
+    def by():
+        return 2
+
+
+class Kind2:
+    setting = 1
+
+    @staticmethod
+    def by():
+        return 3
+
+
+def hooked(factor):
+    model = net()
+    model.register_forward_hook(lambda module, args, output: factor * output)
+    return model
+
+
+class Attending(nn.MultiheadAttention):
+    pass
+
+
+DIFFERENT = {
+    "reduction": (nn.MSELoss(), nn.MSELoss(reduction="sum")),
+    "smoothing": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "delta": (nn.HuberLoss(), nn.HuberLoss(delta=0.5)),
+    "heads": (nn.MultiheadAttention(4, 1), nn.MultiheadAttention(4, 2)),
+    "norm first": (nn.TransformerEncoderLayer(4, 2, 8), nn.TransformerEncoderLayer(4, 2, 8, norm_first=True)),
+    "hook": (hooked(1.0), hooked(2.0)),
+    "static method": (Kind(), Kind2()),
+    "enum": (Colour.RED, Colour.BLUE),
+    "path": (Path("a"), Path("b")),
+    "range": (range(3), range(4)),
+    "fraction": (Fraction(1, 3), Fraction(2, 3)),
+    "deque": (deque([1, 2]), deque([1, 3])),
+    "frame": (pd.DataFrame({"a": [1.0]}), pd.DataFrame({"a": [2.0]})),
+    "numpy generator": (np.random.default_rng(0), np.random.default_rng(1)),
+    "slots": (Slotted(1), Slotted(2)),
+    "keys": ({1: "a"}, {"1": "a"}),
+    "sparse": (torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse()),
+    "objects": (np.array([1, "a"], dtype=object), np.array([2, "a"], dtype=object)),
+    "long": (list(range(100)), [*range(99), 7]),
+    "cached": (functools.lru_cache(noisy(0.1).func), functools.lru_cache(lines)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_things_that_differ_have_descriptions_that_do(name):
+    one, other = DIFFERENT[name]
+    assert identity.describe(one) != identity.describe(other)
+    assert identity.describe(one) == identity.describe(copy.deepcopy(one))
+
+
+SETTINGS = {"levels": [1, 2]}
+
+
+def test_globals_of_any_kind_count_and_who_shares_what_does_not(monkeypatch):
+    def sampler(generator):
+        return SETTINGS["levels"][0]
+
+    first = identity.describe(sampler)
+    monkeypatch.setitem(SETTINGS, "levels", [1, 3])
+    assert identity.describe(sampler) != first
+    shared = (1.5, 2.5)
+    assert identity.describe([shared, shared]) == identity.describe([shared, (1.5, 2.0 + 0.5)])
+    with pytest.raises(TypeError, match="nothing tells whether , a generator, is the same in another run"):
+        identity.describe(n for n in range(3))
+
+
+ELSEWHERE = """
+from amaml_core.identity import describe
+def loss(prediction, target, mode="a"):
+    if mode in {"abs", "square", "root", "cube"}:
+        return prediction
+    return {loss: 1, "x": {"p", "q", "r"}}
+print(sorted(describe(loss).items()), sorted(describe({loss: 1, "s": frozenset("abcdef")}).items()))
+"""
+
+
+def test_a_description_is_the_same_in_every_process():
+    command, options = [sys.executable, "-c", ELSEWHERE], {"capture_output": True, "text": True, "check": True}
+    one, other = (subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, **options).stdout for seed in ("1", "2"))
+    assert one == other and "loss" in one
+
+
+class Counted:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, generator):
+        self.calls += 1
+        return lines(generator)
+
+
+def own_generator():
+    own = torch.Generator().manual_seed(3)
+    return lambda generator: lines(own)
+
+
+def globally(generator):
+    torch.randn(1)
+    return lines(generator)
+
+
+@pytest.mark.parametrize("sampler", [Counted(), own_generator(), globally], ids=["counter", "generator", "global"])
+def test_a_sampler_with_a_state_of_its_own_cannot_be_resumed_and_is_refused(sampler, tmp_path):
+    run(None, 2, sampler=sampler)
+    with pytest.raises(ValueError, match="the sampler has a state that a checkpoint does not hold"):
+        run(tmp_path / "theta.safetensors", 2, sampler=sampler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    steps = []
+    monkeypatch.setattr(training, "meta_gradient", lambda *given: steps.append(given))
+    for path in (tmp_path / "file" / "theta", tmp_path):
+        with pytest.raises((OSError, ValueError)):
+            run(path)
+    assert steps == [] and (tmp_path / "file").read_text() == ""

@@ -15,7 +15,7 @@ from ..flow import DivergenceError, Dopri5, Euler, FixedStep, adaptive_grid
 from ..inner import InnerLoop
 from ..meta import Diagnostics, Pullback
 from ..problem import Problem, not_finite
-from ..settings import one_of, positive
+from ..settings import instance, one_of, positive
 from ..tasks import Tasks
 
 
@@ -65,6 +65,9 @@ class AMAML:
 
     def __post_init__(self) -> None:
         backsolve = isinstance(self.memory, Backsolve)
+        instance(self, "solver", (FixedStep, Dopri5))
+        instance(self, "memory", (Store, Checkpoint, Backsolve))
+        instance(self, "inner", (InnerLoop,))
         positive(self, "horizon")
         positive(self, "proximal", or_zero=True)
         one_of(self, "adjoint", ("discrete", "continuous"))
@@ -77,9 +80,14 @@ class AMAML:
         if self.inner.minibatch is not None and (backsolve or isinstance(self.solver, Dopri5)):
             raise ValueError("minibatches change the field from step to step; they need a fixed-step solver and stored states")
         if self.step_sizes is not None:
+            object.__setattr__(self, "step_sizes", torch.as_tensor(self.step_sizes))
             if isinstance(self.solver, Dopri5):
                 raise ValueError("Dopri5 chooses its own step sizes; leave step_sizes out")
-            if self.step_sizes.ndim != 2 or len(self.step_sizes) != self.solver.steps or not (self.step_sizes > 0).all():
+            if (
+                self.step_sizes.ndim != 2
+                or len(self.step_sizes) != self.solver.steps
+                or not ((self.step_sizes > 0) & self.step_sizes.isfinite()).all()
+            ):
                 raise ValueError(f"step_sizes must be positive, of shape (K={self.solver.steps}, 1 or G)")
 
     def fixed(self, name: str) -> bool:

@@ -14,7 +14,7 @@ from ..flow import DivergenceError
 from ..linalg import conjugate_gradients
 from ..meta import Diagnostics, Pullback
 from ..problem import Problem
-from ..settings import count, one_of, positive
+from ..settings import count, instance, one_of, positive
 from ..tasks import Tasks
 
 
@@ -140,6 +140,7 @@ class IMAML:
     on_negative_curvature: Literal["raise", "truncate"] = "raise"
 
     def __post_init__(self) -> None:
+        instance(self, "inner", (GradientDescent, HessianFree))
         positive(self, "regularization")  # without it the optimum forgets theta
         count(self, "cg_steps")
         positive(self, "cg_tolerance", or_zero=True)
