@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,12 @@ from .records import write_beside
 FORMAT = "amaml_core checkpoint 1"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A moment of a run.
+def save(path: Path, identity: dict[str, str], state: dict) -> None:
+    """Write a checkpoint beside its target and rename it.
 
-    Attributes:
+    Args:
         identity: what the run's result depends on, see :func:`amaml_core.identity.describe`.
         state: nested dictionaries and lists of tensors, numbers, strings and ``None``.
-    """
-
-    identity: dict[str, str]
-    state: dict
-
-
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint beside its target and rename it.
 
     Raises:
         TypeError: the state holds what a checkpoint cannot.
@@ -39,7 +29,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save as encode
 
     tensors: dict[str, Tensor] = {}
-    content = {"identity": checkpoint.identity, "state": flatten(checkpoint.state, tensors)}
+    content = {"identity": identity, "state": flatten(state, tensors)}
     write_beside(path, encode(tensors, metadata={"format": FORMAT, "content": json.dumps(content)}))
 
 

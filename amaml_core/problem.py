@@ -48,7 +48,7 @@ class Problem:
         model: the network. It is read at every call, and never changed.
         loss: ``loss(prediction (n, ...), target (n, ...)) -> scalar`` of one task.
         compile: compile the solver's steps (PyTorch's inductor); eager by default. In single precision on a CPU, tanh is then
-            computed by :func:`amaml_core.fast_tanh.rational_tanh`.
+            computed by ``amaml_core.fast_tanh.rational_tanh``.
         chunk_size: how many tasks are handled at once; ``None`` for all. Small chunks save memory; for convolutions on a
             CPU a chunk of 1 is also the fastest.
         trace: replay the array operations of a solver's step instead of running the model, see ``amaml_core.tracing``.

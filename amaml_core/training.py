@@ -122,7 +122,7 @@ def fit(
     def save() -> None:
         if path is not None:
             now = {"parameters": [p.data for p in parameters], "rows": np.array(rows), "generator": mark}
-            checkpoints.save(path, checkpoints.Checkpoint(identity, now | {"optimizer": outer.state_dict()}))
+            checkpoints.save(path, identity, now | {"optimizer": outer.state_dict()})
 
     save()  # a file that cannot be written is better known now
     saved_at, updating = time.monotonic(), False
