@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .chain import Kernel, chain
+from .checks import check_theta
 from .inner import InnerLoop
 from .meta import Method, chunk_size, outside_inference
 from .numerics import detached
-from .problem import Problem, check_theta
+from .problem import Problem
 from .settings import positive
 from .tasks import Tasks
 

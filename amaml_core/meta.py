@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .checks import check_theta, not_finite
 from .flow import DivergenceError
 from .numerics import detached
-from .problem import Problem, check_theta, not_finite
+from .problem import Problem
 from .tasks import Tasks
 
 

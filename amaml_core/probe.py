@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .numerics import exact
+from .twins import twin
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -143,7 +144,7 @@ def _check_gradient(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> No
         pieces = dict(zip(parameters, found.split([p.numel() for p in parameters.values()]), strict=True))
         if any(p.dtype != theta.dtype or p.device != theta.device for p in own.values()):
             return  # the modules cannot be called with these points
-        value = problem.loss(problem.twin()(x), y)
+        value = problem.loss(twin(problem.model)(x), y)
         gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True, materialize_grads=True)
     noise = 100 * torch.finfo(theta.dtype).eps * found.norm()
     for name, gradient in zip(own, gradients, strict=True):

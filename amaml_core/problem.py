@@ -7,16 +7,13 @@ Where the derivative is taken matters. The loss of **one** task is vmapped over 
 the vmapped loss. ``torch.func.vjp`` or ``jvp`` *outside* ``vmap(grad(loss))`` return silently wrong Hessian-vector products
 for normalisation layers (PyTorch issue 186256); the tests hold every normalisation layer against finite differences.
 
-The model itself is never called. A call builds a twin of its modules that holds the parameters ``u`` and shares all else, so
-whatever a forward pass leaves behind is gone with the twin, and threads do not meet.
+The model itself is never called, but a twin of it that holds the parameters ``u``, see :mod:`amaml_core.twins`.
 """
 
 from __future__ import annotations
 
-import types
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -28,10 +25,12 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from . import probe
+from .checks import check_loss, check_model
 from .numerics import exact
 from .recent import Recent
 from .settings import count
 from .tasks import Tasks
+from .twins import parameters_of, settings_of, twin
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -124,7 +123,7 @@ class Problem:
         kind, modules = device.type, list(self.model.modules())
         return (
             device,
-            tuple([_settings(module) for module in modules]),
+            tuple([settings_of(module) for module in modules]),
             tuple([p.requires_grad for p in parameters_of(modules)]),
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         )
@@ -194,25 +193,11 @@ class Problem:
         held = {
             id(p): (piece if p.requires_grad else piece.detach()).view(p.shape) for p, piece in zip(parameters, pieces, strict=True)
         }
-        return self.twin(held | (replaced or {}))(x)
+        return twin(self.model, held | (replaced or {}))(x)
 
     def loss_one(self, u: Tensor, x: Tensor, y: Tensor, replaced: dict[int, Any] | None = None) -> Tensor:
         """The loss of one model ``u (P,)`` for ``x, y (n, ...)``."""
         return check_loss(self.loss(self.predict_one(u, x, replaced), y))
-
-    def twin(self, held: dict[int, Any] | None = None) -> nn.Module:
-        """A copy of the model's tree of modules. What ``held`` names by its id is replaced wherever a module holds it: as a
-        parameter, a buffer, an attribute, in a list or a dictionary. All else is shared."""
-        modules = list(self.model.modules())
-        blank = {id(module): object.__new__(type(module)) for module in modules}
-        held = (held or {}) | blank
-        for module in modules:
-            own = vars(blank[id(module)])
-            own.update(vars(module))
-            for name, value in own.items():
-                if type(value) not in PLAIN and not (name in SHARED and not value):
-                    own[name] = _replace(value, held)
-        return blank[id(self.model)]
 
     def batches(self, theta: Tensor, tasks: Tasks) -> bool:
         """Whether these tasks may be run as a batch, for parameters like ``theta (P,)``; tried out at the first use of a shape.
@@ -264,112 +249,3 @@ def _chunk(function: Callable[..., Any], chunk: tuple[Tensor, ...]) -> Any:
     # One task alone needs no batching rules: faster, and any module works.
     result = function(*(argument[0] for argument in chunk))
     return result[None] if isinstance(result, Tensor) else tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, result)
-
-
-# What every module has: dictionaries of hooks, most of them empty. And what neither is a tensor nor holds one.
-SHARED = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
-PLAIN = {bool, int, float, str, type(None)}
-
-
-def _replace(value: Any, held: dict[int, Any]) -> Any:
-    """What stands for an attribute of a module in its twin: containers are copied, also in each other."""
-    if id(value) in held:
-        return held[id(value)]
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _replace(value.__self__, held))
-    if type(value) is tuple:
-        return tuple([_replace(entry, held) for entry in value])
-    if isinstance(value, dict):
-        copy = value.copy()  # which keeps the kind of dictionary
-        copy.update({key: _replace(entry, held) for key, entry in value.items()})
-        return copy
-    if isinstance(value, (list, deque)):
-        entries = value.copy()
-        entries.clear()
-        entries.extend([_replace(entry, held) for entry in value])
-        return entries
-    return value.copy() if isinstance(value, set) else value
-
-
-def _settings(module: nn.Module) -> tuple:
-    values = [v if type(v) in PLAIN else len(v) for v in vars(module).values() if type(v) in PLAIN or isinstance(v, dict)]
-    return type(module), *values
-
-
-def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """What ``named_parameters()`` lists, in its order, each once; several times as fast."""
-    return list({id(p): p for module in modules for p in vars(module)["_parameters"].values() if p is not None}.values())
-
-
-def check_loss(value: Any) -> Tensor:
-    """Refuse a loss that has no gradient."""
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"loss(prediction, target) must return a scalar tensor, but returned a {type(value).__name__}; "
-            "pick the entry to minimise, and do not convert it to a number"
-        )
-    if value.ndim:
-        raise ValueError(
-            f"loss(prediction, target) must return a scalar, but returned shape {tuple(value.shape)}; "
-            "average or sum over the points of the task"
-        )
-    if not value.is_floating_point():
-        raise TypeError(f"loss(prediction, target) must return a floating-point tensor, but returned {value.dtype}")
-    return value
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse, with a reason and a way out, what is plainly no pure function of flat parameters (see :class:`Problem`)."""
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise ValueError("the model has no parameters to adapt")
-    for name, p in parameters.items():
-        if not p.is_floating_point():
-            raise ValueError(f"parameter {name!r} is {p.dtype}; only floating-point parameters can follow a gradient flow")
-    for what in ("dtype", "device"):
-        seen = {str(getattr(p, what)) for p in parameters.values()}
-        if len(seen) > 1:
-            raise ValueError(f"the model's parameters differ in {what} ({', '.join(sorted(seen))}); move them with model.to(...)")
-    for name, module in model.named_modules():
-        if module.training and getattr(module, "running_mean", None) is not None:
-            raise ValueError(
-                f"layer {name or 'model'!r} ({type(module).__name__}) keeps running statistics, which every inner step would "
-                "change; build it with track_running_stats=False, so that each task uses the statistics of its own batch, or "
-                "call model.eval() to use those it has"
-            )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError(
-                f"layer {name!r} ({type(module).__name__}) draws a new mask at every call, so the inner loop could not be "
-                "replayed backward; call model.eval() or set p=0"
-            )
-
-
-def check_theta(problem: Problem, theta: Tensor, tasks: Tasks) -> None:
-    """Refuse an initialisation that does not fit the model, or tasks in another precision or on another device.
-
-    Raises:
-        TypeError: ``theta`` is no tensor, ``tasks`` are no :class:`Tasks`.
-        ValueError: ``theta`` is not ``(P,)``, or dtypes or devices of theta and tasks differ.
-    """
-    if not isinstance(theta, Tensor) or not isinstance(tasks, Tasks):
-        raise TypeError(f"theta must be a tensor and tasks a Tasks, not {type(theta).__name__} and {type(tasks).__name__}")
-    if theta.shape != (problem.size,):
-        raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)")
-    if theta.device != tasks.support_x.device:
-        raise ValueError(f"theta is on {theta.device}, the tasks are on {tasks.support_x.device}; use tasks.to(theta.device)")
-    if torch.nn.utils.parametrize._cache_enabled:
-        raise ValueError("parametrize.cached() keeps the weights of other parameters; compute outside of it")
-    for name, tensor in vars(tasks).items():
-        if tensor.is_floating_point() and tensor.dtype != theta.dtype:
-            raise ValueError(f"theta is {theta.dtype} but tasks.{name} is {tensor.dtype}; use tasks.to(dtype=theta.dtype)")
-
-
-def not_finite(theta: Tensor, tasks: Tasks) -> str | None:
-    """Which of the given tensors holds NaN or infinity, in words; ``None`` if none does."""
-    if not theta.isfinite().all():
-        return "theta is not finite"
-    for name, tensor in vars(tasks).items():
-        lost = ~tensor.isfinite().flatten(1).all(1)  # (B,)
-        if lost.any():
-            return f"tasks.{name} holds NaN or infinity for tasks {lost.nonzero().flatten().tolist()}"
-    return None

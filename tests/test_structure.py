@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "amaml_core"
 # Each module imports only what stands before it.
 ORDER = [
-    "locations", "settings", "recent", "numerics", "fast_tanh", "linalg", "tasks", "flow", "inner", "probe",
+    "locations", "settings", "recent", "numerics", "fast_tanh", "linalg", "tasks", "checks", "flow", "inner", "twins", "probe",
     "problem", "tracing", "chain", "adjoint", "meta", "methods.descent", "methods.maml", "methods.fomaml",
     "methods.reptile", "methods.imaml", "methods.amaml", "methods", "metrics", "evaluation", "records", "identity",
     "checkpoints", "training",

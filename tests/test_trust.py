@@ -543,7 +543,7 @@ def barrier(held, theta):
 
 @pytest.mark.parametrize(("lr", "factor"), [(1e-4, 1.1), (1e-5, 2.0), (1e-9, 1.01), (0.05, 1.01)])
 @pytest.mark.parametrize("change", [scaled, barrier])
-@pytest.mark.parametrize("solver", [Euler(3), RK4(3)])
+@pytest.mark.parametrize("solver", [Euler(3), pytest.param(RK4(3), marks=pytest.mark.slow)])
 def test_a_loss_that_changes_between_calls_is_noticed_at_any_step_size(change, lr, factor, solver):
     problem, plain, theta, tasks, held = drifting(change)
     method = AMAML(3 * lr, solver)
@@ -645,6 +645,7 @@ for problem, method in (
 """
 
 
+@pytest.mark.slow
 def test_adaptive_solves_do_not_rely_on_assert():
     done = subprocess.run(
         [sys.executable, "-O", "-W", "ignore", "-c", OPTIMISED], capture_output=True, text=True, timeout=100, check=True
@@ -1322,6 +1323,7 @@ print(sorted(describe(loss).items()), sorted(describe({loss: 1, "s": frozenset("
 """
 
 
+@pytest.mark.slow
 def test_a_description_is_the_same_in_every_process():
     command, options = [sys.executable, "-c", ELSEWHERE], {"capture_output": True, "text": True, "check": True}
     one, other = (subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, **options).stdout for seed in ("1", "2"))

@@ -22,8 +22,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..checks import check_theta
 from ..meta import Method, meta_gradient
-from ..problem import Problem, check_theta
+from ..problem import Problem
 from ..tasks import Tasks
 
 

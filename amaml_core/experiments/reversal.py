@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..checks import check_theta
 from ..flow import RK4, Field, Stuck, adaptive_solve, runge_kutta_step
-from ..problem import Problem, check_theta
+from ..problem import Problem
 from ..tasks import Tasks
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..adjoint import Backsolve, Checkpoint, Store
 from ..chain import Chain, Kernel, batched, chain
+from ..checks import not_finite
 from ..flow import DivergenceError, Dopri5, Euler, FixedStep, adaptive_grid
 from ..inner import InnerLoop
 from ..meta import Diagnostics, Pullback
-from ..problem import Problem, not_finite
+from ..problem import Problem
 from ..settings import instance, one_of, positive
 from ..tasks import Tasks
 
