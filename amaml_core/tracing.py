@@ -102,7 +102,7 @@ class _Trial:
         }
 
     def agrees(self, name: str, graph: Callable[..., list[Tensor]]) -> bool:
-        """Whether the graph gives the tasks the slope that the kernel gives them; a step, its first stage at least."""
+        """Whether the graph gives every task what the kernel gives it; for Euler's step the slope tells, which is at hand."""
         found = graph(*self.given[name])[0]
         if name == "field":
             return _agree(found, self.slope, torch.zeros_like(found))
