@@ -209,8 +209,7 @@ def _try_sampler(sampler: Callable, generator: torch.Generator, identity: dict[s
     """
     before = torch.get_rng_state()
     sampler(generator)
-    after = {key: value for key, value in describe({"sampler": sampler}).items() if key}
-    changed = [key for key, value in after.items() if identity.get(key) != value]
+    changed = [key for key, value in describe(sampler, "sampler").items() if identity.get(key) != value]
     if not torch.equal(before, torch.get_rng_state()):
         changed.append("PyTorch's own generator")
     if changed:
@@ -232,12 +231,12 @@ def _restore(outer: torch.optim.Optimizer, state: dict) -> None:
 def _identity(method, problem, sampler, outer, seed, theta, learn) -> dict[str, str]:
     """All that the result of a run depends on, the number of meta steps aside."""
     groups = [{key: value for key, value in group.items() if key != "params"} for group in outer.param_groups]
-    return describe(
-        {
-            "method": method, "model": problem.model, "loss": problem.loss, "sampler": sampler, "seed": seed, "learn": learn,
-            "optimizer": {"class": type(outer), "settings": groups}, "theta": theta,
-        }
-    )  # fmt: skip
+    entries = {
+        "method": method, "model": problem.model, "loss": problem.loss, "seed": seed, "learn": learn, "theta": theta,
+        "optimizer": {"class": type(outer), "settings": groups},
+    }  # fmt: skip
+    # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
+    return describe(entries) | describe(sampler, "sampler")
 
 
 def _estimate(method: Any, problem: Problem, tasks: Tasks, theta: Tensor, number: int) -> tuple[MetaGradient, tuple[float, ...]]:

@@ -1357,6 +1357,19 @@ def test_a_sampler_with_a_state_of_its_own_cannot_be_resumed_and_is_refused(samp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_sampler_and_loss_have_in_common_is_no_state(tmp_path):
+    def scaled_lines(generator):
+        return noisy_lines(generator)
+
+    def loss(prediction, target):
+        return mse_loss(prediction, target) + 0 * len(noisy_lines.__name__)
+
+    path = tmp_path / "theta.safetensors"
+    run(path, 2, loss=loss, sampler=scaled_lines)
+    resumed = run(path, 4, loss=loss, sampler=scaled_lines)
+    assert torch.equal(resumed.theta, run(None, 4, loss=loss, sampler=scaled_lines).theta)
+
+
 def test_a_checkpoint_that_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     steps = []
