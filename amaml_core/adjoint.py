@@ -7,6 +7,7 @@ forward solve went through:
 
 For Euler's method this reads :math:`\lambda_k = (I - hH(u_k))\lambda_{k+1}`, one Hessian-vector product a step. No graph spans
 more than one step. ``Store`` keeps every state, ``Checkpoint`` recomputes some, ``Backsolve`` keeps none and reverses the flow.
+``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``theta``, ``start``, ``forward``, ``advance`` and ``backward``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,15 +24,6 @@ from .flow import DivergenceError, Stuck, adaptive_solve
 from .settings import count, positive
 
 Sweep = Callable[[Tensor], Gradients]  # query gradient (B, P) -> gradients at t = 0
-
-
-class Memory(Protocol):
-    """What a memory strategy is. ``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``theta``, ``start``,
-    ``forward``, ``advance`` and ``backward``."""
-
-    def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
-        """Run the chain forward; return its last state (B, P) and the sweep back."""
-        ...
 
 
 @dataclass(frozen=True)

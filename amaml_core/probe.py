@@ -98,9 +98,8 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Ten
     buffers = {name: b for name, b in problem.model.named_buffers() if b is not None}
     places = {_place(p): name for name, p in parameters.items()}
     kept = [v for module in problem.model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
-    copies = {
-        id(t): t.clone() for t in (*buffers.values(), *kept) if _place(t) not in places
-    }  # nothing of the user's is written to
+    # Nothing of the user's is written to.
+    copies = {id(t): t.clone() for t in (*buffers.values(), *kept) if _place(t) not in places}
     given = [theta.clone(), *(t.clone() for t in points)]
     with torch.enable_grad(), _Watch(places) as watch:
         first, second = (function(*given, replaced=copies) for _ in range(2))

@@ -51,7 +51,7 @@ class Problem:
         chunk_size: how many tasks are handled at once; ``None`` for all. Small chunks save memory; for convolutions on a
             CPU a chunk of 1 is also the fastest.
         trace: replay the array operations of a solver's step instead of running the model, see ``amaml_core.tracing``.
-        trace_after: how many steps a shape must have taken before its step is traced, which costs as much as a hundred of them.
+        trace_after: how many steps a shape must have taken before its step is traced, which costs far more than a step.
         tf32: let a GPU round the factors of float32 products to 10 bits, which is faster and less exact.
 
     Raises:

@@ -115,7 +115,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimizer, where)
 
 
 def test_an_interrupt_amid_the_update_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    path, method = tmp_path / "theta.npz", METHODS[0]
+    path, method = tmp_path / "theta.safetensors", METHODS[0]
     monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
 
     class Interrupted(torch.optim.SGD):

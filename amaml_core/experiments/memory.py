@@ -139,7 +139,7 @@ def footprint(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> 
     if problem.compile:
         raise ValueError("compiled kernels hide their tensors from the counters; measure with Problem(..., compile=False)")
     check_theta(problem, theta, tasks)
-    problem = replace(problem, trace_after=0)
+    problem = _traced_at_once(problem)
     meta_gradient(method, problem, theta, tasks)  # what is made once for these shapes, the traced steps, is no part of it
     with LiveBytes() as live, GraphBytes(live) as graph:
         adapted, pullback = method(problem, theta, tasks)
@@ -147,6 +147,10 @@ def footprint(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> 
         gradient = problem.gradient(adapted, *tasks.query)  # (B, P)
         pullback(gradient)
     return Footprint(graph_bytes, held, live.peak)
+
+
+def _traced_at_once(problem: Problem) -> Problem:
+    return replace(problem, trace_after=0) if problem.trace_after else problem
 
 
 def growth(
@@ -167,7 +171,7 @@ def growth(
     Raises:
         ValueError: as :func:`footprint`.
     """
-    steps = list(steps)
+    steps, problem = list(steps), _traced_at_once(problem)  # whose traces serve all numbers of steps
     rows = [
         {"method": name, "steps": k} | footprint(build(k), problem, theta, tasks)._asdict()
         for name, build in methods.items()
