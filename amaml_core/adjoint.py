@@ -7,7 +7,8 @@ forward solve went through:
 
 For Euler's method this reads :math:`\lambda_k = (I - hH(u_k))\lambda_{k+1}`, one Hessian-vector product a step. No graph spans
 more than one step. ``Store`` keeps every state, ``Checkpoint`` recomputes some, ``Backsolve`` keeps none and reverses the flow.
-``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``theta``, ``start``, ``forward``, ``advance`` and ``backward``.
+``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``initial``, ``start``, ``forward``, ``advance``, ``backward``
+and ``linearize``.
 """
 
 from __future__ import annotations
@@ -33,25 +34,49 @@ class Store:
     Args:
         dtype: keep the states in another precision (``torch.bfloat16`` halves the memory and perturbs the gradient).
         device: keep them elsewhere; ``"cpu"`` from a GPU puts them in pinned host memory.
+        graphs: also keep the graph of this many of the last steps, which are then not run a second time on the way back. In
+            arithmetic a step's way forward costs 3 passes through the model and its way back 9, or 6 with its graph; ``graphs=K``
+            costs the time and the memory of unrolling.
+
+    Raises:
+        ValueError: ``graphs`` < 0, or together with another precision or device.
 
     >>> from amaml_core import AMAML, Euler
     >>> AMAML(0.5, Euler(steps=50), memory=Store(dtype=torch.bfloat16)).memory
-    Store(dtype=torch.bfloat16, device=None)
+    Store(dtype=torch.bfloat16, device=None, graphs=0)
     """
 
     dtype: torch.dtype | None = None
     device: str | None = None
+    graphs: int = 0
+
+    def __post_init__(self) -> None:
+        count(self, "graphs", least=0)
+        if self.graphs and (self.dtype is not None or self.device is not None):
+            raise ValueError("the graphs of steps cannot be kept in another precision or elsewhere; leave dtype and device out")
 
     def solve(self, chain: Chain) -> tuple[Tensor, Sweep]:
-        """Run the chain forward; return its last state (B, P) and the sweep back."""
-        trajectory, end = record(chain, 0, len(chain), chain.theta, self.dtype, self.device)
-        return end, lambda lam: sweep_back(chain, 0, trajectory, end, chain.start(lam))
+        """Run the chain forward; return its last state and the sweep back."""
+        first = max(len(chain) - self.graphs, 0)
+        trajectory, middle = record(chain, 0, first, chain.initial, self.dtype, self.device)
+        end, ways_back = middle, []
+        for k in range(first, len(chain)):
+            end, way_back = chain.linearize(k, end)
+            ways_back.append(way_back)
+
+        def sweep(lam: Tensor) -> Gradients:
+            gradients = chain.start(lam)
+            for way_back in reversed(ways_back):
+                gradients = way_back(gradients)
+            return sweep_back(chain, 0, trajectory, middle, gradients)
+
+        return end, sweep
 
 
 def record(
     chain: Chain, start: int, stop: int, u: Tensor, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """From ``u (B, P)`` at ``start``: states start ... stop - 1 in one new tensor (n, B, P), and the exact one at ``stop``."""
+    """From the state ``u`` at ``start``: states start ... stop - 1 in one new tensor (n, B, P), and the exact one at ``stop``."""
     place = u.device if device is None else torch.device(device)
     trajectory = torch.empty(
         (stop - start, *u.shape), dtype=dtype or u.dtype, device=place,
@@ -113,8 +138,8 @@ class Checkpoint:
         steps = len(chain)
         segments = min(self.segments or math.ceil(math.sqrt(steps)), steps)
         bounds = [steps * i // segments for i in range(segments + 1)]
-        kept = chain.theta.new_empty((segments, *chain.theta.shape))  # (segments, B, P)
-        end = chain.theta
+        end = chain.initial
+        kept = end.new_empty((segments, *end.shape))  # (segments, B, P)
         for i, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
             kept[i] = end
             end = chain.advance(start, stop, end)
@@ -132,7 +157,7 @@ class Checkpoint:
 def _revolve(chain: Chain, snapshots: int) -> tuple[Tensor, Sweep]:
     # The forward solve already leaves the snapshots that the sweep will want first.
     bounds = revolve_bounds(len(chain), snapshots)
-    kept, end = [], chain.theta
+    kept, end = [], chain.initial
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         kept.append((start, end))
         end = chain.advance(start, stop, end)
@@ -250,10 +275,14 @@ class Backsolve:
         points, kernel = chain.points(0), chain.kernel
 
         def backward(state: Tensor) -> Tensor:
-            u, lam = state[0], state[1]
-            return torch.stack([-kernel.field(u, chain.theta, *points), *kernel.field_vjp(u, chain.theta, *points, lam)])
+            u, lam = (part.contiguous() for part in state.split(widths, 1)[:2])
+            slope = -kernel.field(u, chain.theta, chain.phi, *points)
+            return torch.cat([slope, *kernel.field_vjp(u, chain.theta, chain.phi, *points, lam)], 1)
 
-        state = torch.stack([end, gradients.lam, *([] if gradients.theta is None else [gradients.theta])])  # (2 or 3, B, P)
+        parts = [end, *(part for part in gradients[:3] if part is not None)]  # u, lam, and theta's and phi's integrals
+        widths = [part.shape[1] for part in parts]
         with torch.no_grad():
-            start, lam, *theta = adaptive_solve(backward, state, horizon, self.rtol, self.atol, self.max_steps)[0]
-        return start, Gradients(lam, *theta)
+            state = adaptive_solve(backward, torch.cat(parts, 1), horizon, self.rtol, self.atol, self.max_steps)[0]
+        start, lam, *integrals = (part.contiguous() for part in state.split(widths, 1))
+        theta = integrals.pop(0) if gradients.theta is not None else None
+        return start, Gradients(lam, theta, *integrals)

@@ -1,6 +1,8 @@
-r"""A forward solve as a chain of K steps, :math:`u_{k+1} = \Phi(u_k, \theta, h_k)`, and each step's way backward.
+r"""A forward solve as a chain of K steps, :math:`z_{k+1} = \Phi_k(z_k, \theta, \varphi, h_k)`, and each step's way backward.
 
-The memory strategies of :mod:`amaml_core.adjoint` decide which states are kept; this module knows what one step is.
+The state z is the adapted parameters u, followed by whatever the rule of the steps remembers (momenta). The memory strategies of
+:mod:`amaml_core.adjoint` decide which states are kept; this module knows what a chain is, and :mod:`amaml_core.kernel` what a step
+is.
 """
 
 from __future__ import annotations
@@ -8,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import tracing
-from .flow import Euler, Tableau, advance, runge_kutta_step
-from .inner import InnerLoop
-from .problem import Problem
+from .kernel import Kernel
 from .tasks import Tasks
 
 
@@ -24,107 +24,17 @@ class Gradients(NamedTuple):
     """What the backward sweep carries from step k + 1 to step k.
 
     Attributes:
-        lam: the adjoint state (B, P), the gradient with respect to ``u_k``.
+        lam: the adjoint state, the gradient with respect to the state ``z_k``: (B, P) for a Runge-Kutta method.
         theta: the gradient (B, P) with respect to theta where it enters the field directly; ``None`` where it does not.
-        step_sizes: gradients (B, G) with respect to the step sizes of the steps already swept, last step first.
+        phi: the gradient (B, M) with respect to the meta-parameters, likewise.
+        step_sizes: gradients (B, G) with respect to the step sizes of the steps already swept, last step first; their sum where
+            all steps have the same.
     """
 
     lam: Tensor
     theta: Tensor | None = None
+    phi: Tensor | None = None
     step_sizes: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Kernel:
-    r"""One step of an inner loop and its adjoint, as functions of tensors alone.
-
-    It follows :math:`-\nabla L_\text{support}(u) - \mu(u-\theta)`, as ``inner`` changes it. Two kernels of equal settings are the
-    same functions, so a kernel is the key under which its traced steps are kept.
-
-    Attributes:
-        problem: whose support loss is followed.
-        tableau: the Runge-Kutta method.
-        inner: weight decay, frozen parameters, clipping.
-        proximal: :math:`\mu`.
-        groups: G, how many groups of parameters have a step size of their own.
-        sensitivities: also pull back to the step size.
-        continuous: pull back by the adjoint ODE instead of the adjoint of the step.
-    """
-
-    problem: Problem
-    tableau: Tableau = Euler.tableau
-    inner: InnerLoop = InnerLoop()
-    proximal: float = 0.0
-    groups: int = 1
-    sensitivities: bool = False
-    continuous: bool = False
-
-    def field(self, u: Tensor, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """du/dt (B, P) at ``u (B, P)`` for the points ``x, y (B, n, ...)``; differentiable where gradients are enabled."""
-        gradient = self.problem.gradient(u, x, y, create_graph=torch.is_grad_enabled())
-        slope = self.inner.slope(u, gradient, self._free)
-        if not self.proximal:
-            return slope
-        pull = self.proximal * (u - theta)
-        return slope - (pull if self.inner.mask is None else self.inner.mask.to(u.device) * pull)
-
-    def step(self, u: Tensor, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """``u_{k+1} (B, P)`` from ``u_k (B, P)``; ``h`` is (B or 1, G)."""
-        return runge_kutta_step(self.tableau, lambda v: self.field(v, theta, x, y), u, self._spread(h))
-
-    def back(self, u: Tensor, u_next: Tensor, theta: Tensor, h: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> list[Tensor]:
-        """``lam (B, P)`` pulled back over the step from ``u`` to ``u_next``: the parts for u, theta and h, as far as wanted."""
-        return (self._adjoint_step if self.continuous else self._vjp)(u, u_next, theta, h, x, y, lam)
-
-    def _vjp(self, u, u_next, theta, h, x, y, lam) -> list[Tensor]:
-        r"""The discrete adjoint: :math:`\lambda_k = (\partial\Phi/\partial u)(u_k)^\top\lambda_{k+1}`, likewise for theta and h."""
-        inputs = [u := u.detach().requires_grad_()]
-        if self.proximal:
-            inputs.append(theta := theta.detach().requires_grad_())
-        if self.sensitivities:
-            inputs.append(h := h.detach().requires_grad_())
-        with torch.enable_grad():
-            end = self.step(u, theta, h, x, y)
-        return list(torch.autograd.grad(end, inputs, lam))
-
-    def _adjoint_step(self, u, u_next, theta, h, x, y, lam) -> list[Tensor]:
-        r"""The continuous adjoint: one step of :math:`d\lambda/dt = H(u(t))\lambda` backward, by the same tableau.
-
-        Inside the step, :math:`u(t)` is the cubic Hermite interpolant of the states and slopes at both ends.
-        """
-        h = self._spread(h)
-        nodes = [sum(row) for row in self.tableau.a]  # 0 is the right end of the step, 1 the left
-        interior = any(0 < c < 1 for c in nodes)
-        slopes = tuple(self.field(v, theta, x, y) for v in (u, u_next)) if interior else (u, u_next)  # or not used
-        to_u: list[Tensor] = []
-        to_theta: list[Tensor] = []
-        for c, row in zip(nodes, self.tableau.a, strict=True):
-            state = u_next if c == 0 else u if c == 1 else hermite(1 - c, u, u_next, slopes[0], slopes[1], h)
-            part_u, *part_theta = self.field_vjp(state, theta, x, y, advance(lam, h, row, to_u))
-            to_u.append(part_u)
-            to_theta.extend(part_theta)
-        ends = [advance(lam, h, self.tableau.b, to_u)]
-        return [*ends, advance(torch.zeros_like(lam), h, self.tableau.b, to_theta)] if self.proximal else ends
-
-    def field_vjp(self, u: Tensor, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> list[Tensor]:
-        """``lam (B, P)`` times the field's Jacobian with respect to u and, where it enters, theta."""
-        inputs = [u := u.detach().requires_grad_()]
-        if self.proximal:
-            inputs.append(theta := theta.detach().requires_grad_())
-        with torch.enable_grad():
-            slope = self.field(u, theta, x, y)
-        return list(torch.autograd.grad(slope, inputs, lam))
-
-    def _spread(self, h: Tensor) -> Tensor:
-        return h if self._groups is None else h[:, self._groups]  # (B or 1, G) -> (B or 1, P)
-
-    @cached_property
-    def _groups(self) -> Tensor | None:
-        return self.problem.groups(self.groups)
-
-    @cached_property
-    def _free(self) -> Tensor | None:
-        return self.problem.free()
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,66 +44,138 @@ class Chain:
     Attributes:
         kernel: one step and its adjoint.
         theta: where every task starts (B, P).
+        phi: the meta-parameters (B, M); M = 0 without.
         step_sizes: (K, G), one for each step and group of parameters (G = 1: the same for all).
         data: support points ``(x, y)`` of all steps (one entry) or of each step (K entries).
+        tied: all steps have the same step sizes, whose gradients are summed.
+        query: the query points ``(x, y)``, and the weights (K,) of the query loss after each step; ``None`` for the last one alone.
     """
 
     kernel: Kernel
     theta: Tensor
+    phi: Tensor
     step_sizes: Tensor
-    data: tuple[tuple[Tensor, Tensor], ...]
+    data: tuple[tuple[Any, Any], ...]
+    tied: bool = False
+    query: tuple[tuple[Any, Any], list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.step_sizes)
 
+    @property
+    def initial(self) -> Tensor:
+        """The state before the first step: theta (B, P), and zeros for what the rule remembers."""
+        return self._padded(self.theta)
+
+    def adapted(self, z: Tensor) -> Tensor:
+        """The parameters ``u (B, P)`` in a state."""
+        return z if self.kernel.rule.slots == 1 else z[:, : self.theta.shape[1]].contiguous()
+
     def start(self, lam: Tensor) -> Gradients:
         """The terminal value of the sweep, from the query gradient ``lam (B, P)``."""
-        return Gradients(lam, torch.zeros_like(lam) if self.kernel.proximal else None)
+        if self.query is not None:
+            lam = self.query[1][-1] * lam
+        to_phi = self.kernel.to_phi(self.phi) or (self.query is not None and self.phi.shape[1])
+        return Gradients(
+            self._padded(lam),
+            torch.zeros_like(lam) if self.kernel.to_theta else None,
+            torch.zeros_like(self.phi) if to_phi else None,
+        )
 
-    def points(self, k: int) -> tuple[Tensor, Tensor]:
+    @property
+    def compared(self) -> bool:
+        """Whether a traced step was compared with the model in this solve."""
+        return self._found.get("step", self.kernel.step) != self.kernel.step
+
+    def points(self, k: int) -> tuple[Any, Any]:
         """The support points (B, n, ...) of step k."""
         return self.data[k if len(self.data) > 1 else 0]
 
     def slope(self, u: Tensor) -> Tensor:
         """du/dt (B, P) of the first step's field at ``u (B, P)``, without a graph."""
         with torch.no_grad():
-            return self._fast("field")(u, self.theta, *self.points(0))
+            return self._fast("field")(u, self.theta, self.phi, *self.points(0))
 
-    def forward(self, k: int, u: Tensor) -> Tensor:
-        """``u_{k+1} (B, P)`` from ``u_k (B, P)``, without a graph."""
+    def forward(self, k: int, z: Tensor) -> Tensor:
+        """``z_{k+1}`` from ``z_k``, without a graph."""
         with torch.no_grad():
-            return self._fast("step")(u, self.theta, self._sizes[k], *self.points(k))
+            return self._fast("step")(z, *self._constants(k))
+
+    def unrolled(self, k: int, z: Tensor) -> Tensor:
+        """``z_{k+1}`` from ``z_k``, in the graph of whoever calls."""
+        return self.kernel.step(z, *self._constants(k))
 
     def end(self) -> Tensor:
-        """``u_K (B, P)``, without a graph."""
-        return self.advance(0, len(self), self.theta)
+        """``z_K``, without a graph."""
+        return self.advance(0, len(self), self.initial)
 
-    def advance(self, start: int, stop: int, u: Tensor) -> Tensor:
-        """``u_stop (B, P)`` from ``u_start (B, P)``, without a graph."""
+    def advance(self, start: int, stop: int, z: Tensor) -> Tensor:
+        """``z_stop`` from ``z_start``, without a graph."""
         for k in range(start, stop):
-            u = self.forward(k, u)
-        return u
+            z = self.forward(k, z)
+        return z
 
-    def backward(self, k: int, u: Tensor, u_next: Tensor | None, gradients: Gradients) -> Gradients:
-        """The gradients at step k from those at step k + 1; ``u`` and ``u_next`` (B, P) are the states at both ends.
+    def backward(self, k: int, z: Tensor, z_next: Tensor | None, gradients: Gradients) -> Gradients:
+        """The gradients at step k from those at step k + 1; ``z`` and ``z_next`` are the states at both ends.
 
-        ``u_next`` is computed where it is ``None`` and needed, which is for the adjoint ODE alone.
+        ``z_next`` is computed where it is ``None`` and needed, which is for the adjoint ODE alone.
         """
-        kernel, h = self.kernel, self._sizes[k]  # (1, G)
-        if kernel.sensitivities:
-            h = h.expand(len(u), -1)  # (B, G), one for each task
-        if u_next is None:
-            u_next = self.forward(k, u) if kernel.continuous else u
+        if z_next is None:
+            z_next = self.forward(k, z) if self.kernel.continuous else z
         with torch.no_grad():
-            lam, *parts = self._fast("back")(u, u_next, self.theta, h, *self.points(k), gradients.lam)
-        theta = None if gradients.theta is None else gradients.theta + parts.pop(0)
-        return Gradients(lam, theta, (*gradients.step_sizes, *parts))
+            return self._add(k, z, self._fast("back")(z, z_next, *self._constants(k, own=True), gradients.lam), gradients)
+
+    def linearize(self, k: int, z: Tensor) -> tuple[Tensor, Callable[[Gradients], Gradients]]:
+        """``z_{k+1}`` from ``z_k``, and :meth:`backward` for this step, which goes back through the graph of the step."""
+        with torch.no_grad():
+            z_next, pull = self.kernel.linearize(z, *self._constants(k, own=True))
+        return z_next, lambda gradients: self._add(k, z, pull(gradients.lam), gradients)
+
+    def _add(self, k: int, z: Tensor, parts: list[Tensor], gradients: Gradients) -> Gradients:
+        lam, *rest = parts
+        theta, phi, sizes = gradients.theta, gradients.phi, gradients.step_sizes
+        if theta is not None:
+            theta = theta + rest.pop(0)
+        if phi is not None and self.kernel.to_phi(self.phi):
+            phi = phi + rest.pop(0)
+        if self.kernel.sensitivities:
+            sizes = (sizes[0] + rest[0],) if self.tied and sizes else (*sizes, rest[0])
+        if self.query is not None and k:  # the query loss after step k - 1, which ends in this state
+            points, weights = self.query
+            _, slope, *to_phi = self.kernel.judge(self.adapted(z), self.phi, *points)
+            lam = lam + weights[k - 1] * self._padded(slope)
+            phi = phi + weights[k - 1] * to_phi[0] if phi is not None and to_phi else phi
+        return Gradients(lam, theta, phi, sizes)
+
+    def _padded(self, u: Tensor) -> Tensor:
+        slots = self.kernel.rule.slots
+        return u if slots == 1 else torch.cat([u, u.new_zeros((len(u), (slots - 1) * u.shape[1]))], 1)
+
+    def _constants(self, k: int, own: bool = False) -> tuple[Any, ...]:
+        """What step k takes beside the state; ``own`` step sizes for each task, where their gradients are wanted."""
+        h = self._sizes[min(k, len(self) - 1)]  # (1, G)
+        if own and self.kernel.sensitivities:
+            h = h.expand(len(self.theta), -1)  # (B, G)
+        return self.theta, self.phi, h, self._clock(k), *self.points(k)
 
     @cached_property
     def _sizes(self) -> list[Tensor]:
         if self.step_sizes.stride(0) == 0:  # one size for all
             return [self.step_sizes[:1].to(self.theta)] * len(self)
         return list(self.step_sizes.to(self.theta)[:, None])  # (K, G) -> K times (1, G)
+
+    def _clock(self, k: int) -> Tensor:
+        """What the rule needs of the number of a step: (1, C)."""
+        if k < len(self._clocks):
+            return self._clocks[k]
+        return self._clocks[0] if not self._clocks[0].numel() else self.theta.new_tensor([self.kernel.rule.clock(k)])
+
+    @cached_property
+    def _clocks(self) -> list[Tensor]:
+        numbers = [self.kernel.rule.clock(k) for k in range(len(self))]
+        if not numbers[0]:
+            return [self.theta.new_empty((1, 0))]
+        return list(torch.tensor(numbers, dtype=torch.float64).to(self.theta)[:, None])  # K times (1, C)
 
     @cached_property
     def _found(self) -> dict[str, Callable]:
@@ -204,18 +186,27 @@ class Chain:
         if name not in self._found:
             if name == "back":
                 self._fast("step")  # whose trace is compared with the model in every solve
-            self._found[name] = tracing.fast(self.kernel, name, len(self), self.theta, self._sizes[0], *self.points(0))
+            self._found[name] = tracing.fast(self.kernel, name, len(self), *self._constants(0))
         return self._found[name]
 
 
 def chain(
-    kernel: Kernel, theta: Tensor, tasks: Tasks, step_sizes: Tensor | float, steps: int, schedule: Tensor | None = None
+    kernel: Kernel,
+    theta: Tensor,
+    tasks: Tasks,
+    step_sizes: Tensor | float,
+    steps: int,
+    schedule: Tensor | None = None,
+    phi: Tensor | None = None,
+    query_weights: Tensor | None = None,
 ) -> Chain:
     """``steps`` (K) steps from ``theta (P,)`` on the support sets of tasks.
 
     Args:
-        step_sizes: one number, or (K, G).
+        step_sizes: one number, or (K, G), or (1, G) for all steps.
         schedule: (K, n), which support points each step takes; all by default.
+        phi: meta-parameters (M,), or none.
+        query_weights: (K,), of the query loss after each step; of the last one alone by default.
 
     Raises:
         ValueError: a mask that does not fit the parameters.
@@ -225,21 +216,38 @@ def chain(
         raise ValueError(f"a mask of {len(mask)} entries does not fit the model's P={len(theta)} parameters")
     if not isinstance(step_sizes, Tensor):
         step_sizes = torch.tensor([[step_sizes]], dtype=torch.float64, device="cpu").expand(steps, 1)
-    x, y = tasks.support
-    sets = [(x, y)] if schedule is None else [(x[:, rows], y[:, rows]) for rows in schedule]
-    data = tuple((x.contiguous(), y.contiguous()) for x, y in sets)  # once, instead of at every step
-    return Chain(kernel, batched(theta, tasks), step_sizes, data)
+    tied = kernel.sensitivities and len(step_sizes) == 1 < steps
+    if len(step_sizes) == 1:
+        step_sizes = step_sizes.expand(steps, -1)
+    pick = lambda tasks, rows: tasks.map(lambda t: t[:, rows])  # noqa: E731
+    sets = [tasks.support] if schedule is None else [pick(Tasks(*tasks.support, *tasks.support), rows).support for rows in schedule]
+    data = tuple(Tasks(*points, *points).map(Tensor.contiguous).support for points in sets)  # once, instead of at every step
+    given = theta.new_empty((len(tasks), 0)) if phi is None else batched(phi, tasks)
+    query = None if query_weights is None else (tasks.query, query_weights.tolist())
+    return Chain(kernel, batched(theta, tasks), given, step_sizes, data, tied, query)
+
+
+def repeat(make: Callable[[int], Chain], steps: int) -> Callable[[Tensor], Tensor]:
+    """The steps of a chain as one function ``u (B, P) -> u (B, P)``, to be called as often as wanted, from theta on.
+
+    Args:
+        make: a chain of so many steps; asked for a longer one where its steps take different points.
+        steps: of the first chain.
+    """
+    current, k = make(steps), 0
+    z, width = current.initial, current.theta.shape[1]
+
+    def step(u: Tensor) -> Tensor:
+        nonlocal current, z, k
+        if k == len(current.data) > 1:
+            current = make(2 * k)
+        z = current.forward(k, u if z.shape[1] == width else torch.cat([u, z[:, width:]], 1))
+        k += 1
+        return current.adapted(z)
+
+    return step
 
 
 def batched(theta: Tensor, tasks: Tasks) -> Tensor:
     """One copy of ``theta (P,)`` for each task: (B, P), detached."""
     return theta.detach().expand(len(tasks), -1).contiguous()
-
-
-def hermite(s: float, u: Tensor, u_next: Tensor, slope: Tensor, slope_next: Tensor, h: float | Tensor) -> Tensor:
-    """The cubic that has the states and slopes of a step of size ``h`` at its ends, at the fraction ``s`` of the step."""
-    return (
-        (1 + 2 * s) * (1 - s) ** 2 * u
-        + s * s * (3 - 2 * s) * u_next
-        + h * (s * (1 - s) ** 2 * slope - s * s * (1 - s) * slope_next)
-    )

@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .chain import Kernel, chain
-from .checks import check_theta
+from .chain import chain
 from .inner import InnerLoop
-from .meta import Method, chunk_size, outside_inference
+from .kernel import Kernel
+from .meta import Method, checked, chunk_size, normal
 from .numerics import detached
 from .problem import Problem
 from .settings import positive
-from .tasks import Tasks
+from .tasks import Ragged, Tasks, in_order
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # prediction (B, n, ...), target (B, n, ...) -> error of each task (B,)
 
@@ -40,11 +40,11 @@ class AdamAdaptation:
         positive(self, "lr")
         positive(self, "weight_decay", or_zero=True)
 
-    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
+    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """One Adam step ``u (B, P) -> u (B, P)``; the moments live in the returned function, so each call starts afresh."""
         u = torch.nn.Parameter(theta.detach().expand(len(tasks), -1).clone())
         adam = torch.optim.Adam([u], lr=self.lr, fused=True)
-        decaying = chain(Kernel(problem, inner=InnerLoop(weight_decay=self.weight_decay)), theta, tasks, self.lr, 1)
+        decaying = chain(Kernel(problem, inner=InnerLoop(weight_decay=self.weight_decay)), theta, tasks, self.lr, 1, phi=phi)
 
         def step(current: Tensor) -> Tensor:
             u.data.copy_(current)
@@ -55,7 +55,9 @@ class AdamAdaptation:
         return step
 
 
-def adapt(method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
+def adapt(
+    method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Ragged, steps: int, phi: Tensor | None = None
+) -> Tensor:
     """The parameters (B, P) after ``steps`` steps of the method's own inner loop from ``theta (P,)``, without a graph.
 
     Raises:
@@ -68,16 +70,18 @@ def adapt(method: Method | AdamAdaptation, problem: Problem, theta: Tensor, task
     torch.Size([3, 2])
     """
     with detached(problem.tf32), problem.guarded():
-        return torch.cat([u for _, _, _, u in _along(method, problem, theta, tasks, (steps,))])
+        found = list(_along(method, problem, theta, tasks, (steps,), phi))
+    return in_order([u for *_, u in found], [places for places, *_ in found])
 
 
 def evaluate(
     method: Method | AdamAdaptation,
     problem: Problem,
     theta: Tensor,
-    tasks: Tasks,
+    tasks: Ragged,
     metric: Metric,
     steps: Sequence[int] = (0, 1, 5, 10),
+    phi: Tensor | None = None,
 ) -> pd.DataFrame:
     """Adapt to each task from ``theta`` and measure the error on the way.
 
@@ -88,9 +92,10 @@ def evaluate(
         method: whose ``inner_step`` adapts.
         problem: model and loss.
         theta: initialisation (P,).
-        tasks: test tasks.
+        tasks: test tasks, or a list of tasks of different sizes; ``task`` counts them in the given order.
         metric: for example ``metrics.rmse`` or ``metrics.accuracy``.
         steps: numbers of inner steps after which to measure.
+        phi: meta-parameters (M,) of the inner loop.
 
     Returns:
         A tidy table with the columns ``task``, ``step``, ``support`` and ``query``: the error on both sets, NaN once the inner
@@ -109,13 +114,13 @@ def evaluate(
     """
     tables = []
     with detached(problem.tf32), problem.guarded():
-        for first, k, chunk, u in _along(method, problem, theta, tasks, steps):
+        for places, k, chunk, u in _along(method, problem, theta, tasks, steps, phi):
             lost = ~u.isfinite().all(1)  # (B,)
             errors = {
                 name: _errors(metric, problem.predict(u, x), y).masked_fill(lost, torch.nan).cpu()  # (B,)
                 for name, (x, y) in (("support", chunk.support), ("query", chunk.query))
             }
-            tables.append(pd.DataFrame({"task": range(first, first + len(chunk)), "step": k} | errors))
+            tables.append(pd.DataFrame({"task": places, "step": k} | errors))
     return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)
 
 
@@ -128,23 +133,24 @@ def _errors(metric: Metric, prediction: Any, y: Tensor) -> Tensor:
 
 
 def _along(
-    method: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, steps: Sequence[int]
-) -> Iterator[tuple[int, int, Tasks, Tensor]]:
-    """For each chunk of tasks and each requested number of steps: the first task's number, the step, the chunk and ``u (B, P)``."""
+    method: Any, problem: Problem, theta: Tensor, tasks: Ragged, steps: Sequence[int], phi: Tensor | None
+) -> Iterator[tuple[list[int], int, Tasks, Tensor]]:
+    """For each chunk of tasks and each requested number of steps: the tasks' places, the step, the chunk and ``u (B, P)``."""
     try:
         wanted = [operator.index(k) for k in steps]
     except TypeError:
         raise TypeError(f"steps must be whole numbers, not {steps!r}") from None
     if not wanted or min(wanted) < 0:
         raise ValueError(f"steps must hold at least one number, all of them >= 0, not {tuple(wanted)}")
-    check_theta(problem, theta, tasks)
-    theta, tasks = outside_inference(theta, tasks)
-    first = 0
-    for chunk in tasks.split(chunk_size(problem, theta, tasks)):
-        step = method.inner_step(problem, theta, chunk)
-        u = theta.expand(len(chunk), -1)  # (P,) -> (B, P)
-        for k in range(max(wanted) + 1):
-            u = step(u) if k else u
-            if k in wanted:
-                yield first, k, chunk, u
-        first += len(chunk)
+    batches = checked(method, problem, theta, tasks, phi)
+    theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())
+    for batch, places in batches:
+        first = 0
+        for chunk in batch.map(normal).split(chunk_size(problem, theta, batch, phi)):
+            step = method.inner_step(problem, theta, chunk, *(() if phi is None else (phi,)))
+            u = theta.expand(len(chunk), -1)  # (P,) -> (B, P)
+            for k in range(max(wanted) + 1):
+                u = step(u) if k else u
+                if k in wanted:
+                    yield places[first : first + len(chunk)], k, chunk, u
+            first += len(chunk)

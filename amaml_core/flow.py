@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,15 +34,36 @@ class DivergenceError(ArithmeticError):
 
 
 class Tableau(NamedTuple):
-    """Butcher tableau of an explicit Runge-Kutta method for an autonomous ODE: stage weights ``a``, final weights ``b``."""
+    """Butcher tableau of an explicit Runge-Kutta method for an autonomous ODE: stage weights ``a``, final weights ``b``.
+
+    It is a rule of one step, like those of :mod:`amaml_core.optimizers`.
+    """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
 
+    @property
+    def slots(self) -> int:
+        """How many vectors (B, P) the state of the inner loop consists of: ``u`` alone."""
+        return 1
+
+    @property
+    def evaluations(self) -> int:
+        """Gradients in one step."""
+        return len(self.b)
+
+    def step(self, field: Field, u: Tensor, h: Tensor, clock: Tensor, free: Tensor | None) -> Tensor:
+        """One step of size ``h`` from ``u (B, P)``."""
+        return runge_kutta_step(self, field, u, h)
+
+    def clock(self, k: int) -> tuple[float, ...]:
+        """What a step needs of its number k: nothing."""
+        return ()
+
 
 @dataclass(frozen=True)
 class FixedStep:
-    """A Runge-Kutta method with ``steps`` (K) equal steps. Use one of the subclasses, which name the method.
+    """A solver with ``steps`` (K) equal steps. Use one of the subclasses, which name the method.
 
     Raises:
         TypeError: ``steps`` is no integer.
@@ -50,15 +71,31 @@ class FixedStep:
     """
 
     steps: int
-    tableau: ClassVar[Tableau]
     order: ClassVar[int]
 
     def __post_init__(self) -> None:
         count(self, "steps")
 
+    @property
+    def rule(self) -> Any:
+        """One step: see :class:`amaml_core.flow.Tableau` and :mod:`amaml_core.optimizers`."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class Euler(FixedStep):
+class RungeKutta(FixedStep):
+    """An explicit Runge-Kutta method for the gradient flow."""
+
+    tableau: ClassVar[Tableau]
+
+    @property
+    def rule(self) -> Tableau:
+        """Its tableau."""
+        return self.tableau
+
+
+@dataclass(frozen=True)
+class Euler(RungeKutta):
     """Euler's method, order 1: gradient descent with learning rate h = T / K.
 
     >>> Euler(steps=50).order
@@ -70,7 +107,7 @@ class Euler(FixedStep):
 
 
 @dataclass(frozen=True)
-class Heun(FixedStep):
+class Heun(RungeKutta):
     """Heun's method (explicit trapezoid), order 2, two gradients a step.
 
     >>> Heun(steps=25).tableau.b
@@ -82,7 +119,7 @@ class Heun(FixedStep):
 
 
 @dataclass(frozen=True)
-class RK4(FixedStep):
+class RK4(RungeKutta):
     """The classical Runge-Kutta method, order 4, four gradients a step.
 
     >>> RK4(steps=12).order
@@ -125,6 +162,11 @@ class Dopri5:
         b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     )
     order: ClassVar[int] = 5
+
+    @property
+    def rule(self) -> Tableau:
+        """Its tableau."""
+        return self.tableau
 
     def __post_init__(self) -> None:
         if not (self.rtol > 0 and self.atol > 0):

@@ -95,7 +95,7 @@ class InnerLoop:
         """
         if self.minibatch is None:
             return None
-        points = tasks.support_x.shape[1]
+        points = tasks.shots
         if self.minibatch > points:
             raise ValueError(f"a minibatch of {self.minibatch} is larger than the support set of {points} points")
         generator = torch.Generator().manual_seed(self.seed)
@@ -103,4 +103,4 @@ class InnerLoop:
         passes = [
             torch.randperm(points, generator=generator)[: per_pass * self.minibatch] for _ in range(math.ceil(steps / per_pass))
         ]
-        return torch.cat(passes).view(-1, self.minibatch)[:steps].to(tasks.support_x.device)
+        return torch.cat(passes).view(-1, self.minibatch)[:steps].to(tasks.device)

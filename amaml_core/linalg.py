@@ -24,7 +24,9 @@ class Solution(NamedTuple):
     indefinite: Tensor
 
 
-def conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0) -> Solution:
+def conjugate_gradients(
+    operator: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 0.0, fixed: bool = False
+) -> Solution:
     """Solve ``A x = b`` for B independent symmetric positive definite systems at once, starting from zero.
 
     A system that has reached its tolerance, that is solved exactly, or that proves indefinite is left alone while the
@@ -35,6 +37,7 @@ def conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor, steps: 
         b: right-hand sides (B, P).
         steps: the largest number of iterations, each with one product ``A v``.
         tolerance: stop a system at a relative residual of this size or less.
+        fixed: make all iterations, even when nothing is left to do; so the operations depend on no value.
 
     References: Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems, 1952; Steihaug, The conjugate
     gradient method and trust regions in large scale optimization, 1983 (the stop at negative curvature).
@@ -49,7 +52,7 @@ def conjugate_gradients(operator: Callable[[Tensor], Tensor], b: Tensor, steps: 
     indefinite = torch.zeros_like(size, dtype=torch.bool)
     for iteration in range(steps):
         active = (size > tolerance**2 * norm) & ~indefinite  # (B,)
-        if not active.any():
+        if not (fixed or active.any()):
             break
         product = operator(direction)
         curvature = (direction * product).sum(1)  # (B,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -9,11 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import tracing
 from .checks import check_theta, not_finite
 from .flow import DivergenceError
+from .kernel import Kernel
 from .numerics import detached
 from .problem import Problem
-from .tasks import Tasks
+from .tasks import Ragged, Tasks, batches_of, in_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,8 @@ class Diagnostics(Mapping):
         cg_residual: (B,), relative residuals of conjugate gradients.
         indefinite: (B,), true where they met a curvature that is not positive.
         horizon_gradient: (B,), d(query loss)/dT at fixed step ratios.
-        step_size_gradient: (B, K, G), d(query loss)/dh.
+        step_size_gradient: (B, K, G), d(query loss)/dh; (B, 1, G) where all steps share theirs.
+        phi_gradient: (B, M), the part of the meta-parameters' gradient that comes by way of the adapted parameters.
 
     >>> Diagnostics(steps=5)["steps"]
     5
@@ -42,6 +46,7 @@ class Diagnostics(Mapping):
     indefinite: Tensor | None = None
     horizon_gradient: Tensor | None = None
     step_size_gradient: Tensor | None = None
+    phi_gradient: Tensor | None = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in set(self):
@@ -61,6 +66,7 @@ class Pullback:
 
     Attributes:
         run: does it, and also returns what was done, forward and backward.
+        compared: whether the adaptation compared a traced step with the model, so that a trace of the query loss may be trusted.
 
     >>> first_order = Pullback(lambda gradient: (gradient, Diagnostics(steps=5)))
     >>> first_order(torch.ones(2))
@@ -68,6 +74,7 @@ class Pullback:
     """
 
     run: Callable[[Tensor], tuple[Tensor, Diagnostics]]
+    compared: bool = False
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """The gradients at theta (B, P) alone."""
@@ -77,8 +84,9 @@ class Pullback:
 class Method(Protocol):
     """What a method is: ``(problem, theta (P,), tasks) -> (adapted (B, P), pullback (B, P) -> (B, P))``.
 
-    Any function may be the pullback; a :class:`Pullback` comes with :class:`Diagnostics`. ``inner_step`` gives one step of the
-    method's inner loop.
+    Any function may be the pullback; a :class:`Pullback` comes with :class:`Diagnostics`. ``inner_step`` gives the method's inner
+    loop, one step a call. A method that knows meta-parameters takes ``phi (M,)`` as a further argument of both, and its pullback
+    gives ``phi_gradient`` among the diagnostics.
     """
 
     def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Callable[[Tensor], Tensor]]: ...
@@ -95,6 +103,7 @@ class MetaGradient:
         query_loss: (B,), at the adapted parameters.
         adapted: (B, P).
         stats: what the method did; reads like a dictionary, too.
+        phi_gradient: (M,), the mean over tasks; ``None`` without phi.
 
     >>> estimate = MetaGradient(torch.zeros(3), torch.zeros(2), torch.zeros(2, 3), Diagnostics(steps=5))
     >>> estimate.stats["steps"], "diverged" in estimate.stats
@@ -105,10 +114,11 @@ class MetaGradient:
     query_loss: Tensor
     adapted: Tensor
     stats: Diagnostics = field(default_factory=Diagnostics)
+    phi_gradient: Tensor | None = None
 
 
-def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> MetaGradient:
-    r"""The gradient of the mean query loss at the adapted parameters with respect to the initialisation.
+def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged, phi: Tensor | None = None) -> MetaGradient:
+    r"""The gradient of the mean query loss at the adapted parameters with respect to the initialisation, and to meta-parameters.
 
     :math:`\frac1B\sum_b \text{pullback}_b\bigl(\nabla L^b_\text{query}(u_b)\bigr)`, in chunks of ``problem.chunk_size`` tasks.
     If that is ``None`` and a GPU's memory does not hold all tasks, the chunks are halved until it does. Convolutions on a GPU are
@@ -118,11 +128,15 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
         method: for example ``AMAML(horizon=0.5, solver=Euler(steps=50))``.
         problem: model and loss.
         theta: initialisation (P,).
-        tasks: B tasks, in theta's dtype and on theta's device.
+        tasks: B tasks, in theta's dtype and on theta's device; or a list of tasks of different sizes, which are batched size by
+            size. Every task counts alike, and results come in the given order.
+        phi: meta-parameters (M,), shared by all tasks: they enter a loss with a third argument, the regularizer, or the method's
+            step sizes.
 
     Raises:
-        TypeError: theta or tasks are of the wrong kind.
-        ValueError: theta does not fit the model, dtypes or devices differ, or what :class:`Problem` says of a first use.
+        TypeError: theta, tasks or phi are of the wrong kind.
+        ValueError: theta does not fit the model, dtypes or devices differ, phi enters nothing or a method that has no gradient for
+            it, or what :class:`Problem` says of a first use.
         DivergenceError: a task's adapted parameters, query loss or gradient are not finite, where they may not be skipped.
 
     >>> from amaml_core import AMAML, MAML, Euler
@@ -133,33 +147,59 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Tasks)
     >>> torch.allclose(adjoint.gradient, unrolled.gradient, rtol=1e-12)
     True
     """
-    check_theta(problem, theta, tasks)
+    batches = checked(method, problem, theta, tasks, phi)
     with detached(problem.tf32), problem.guarded():
-        theta, tasks = outside_inference(theta, tasks)
-        size = chunk_size(problem, theta, tasks)
-        pieces = _of_chunks(method, problem, theta, tasks, size)
-        gradients, query_losses, adapted, stats = (list(parts) for parts in zip(*pieces, strict=True))
-        joined = _join(stats)
+        theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())
+        pieces, places = [], []
+        for batch, place in batches:
+            batch = batch.map(normal)
+            pieces += _of_chunks(method, problem, theta, batch, phi, chunk_size(problem, theta, batch, phi))
+            places.append(place)
+        gradients, direct, query_losses, adapted, stats = (list(parts) for parts in zip(*pieces, strict=True))
+        joined = _join(stats, places)
+        free = problem.free()
+        gradient = _mean(in_order(gradients, places), joined.diverged)  # (B, P) -> (P,)
         estimate = MetaGradient(
-            gradient=_mean(torch.cat(gradients), joined.diverged),  # (B, P) -> (P,)
-            query_loss=torch.cat(query_losses),
-            adapted=torch.cat(adapted),
+            gradient=gradient if free is None else gradient.masked_fill(~free, 0),
+            query_loss=in_order(query_losses, places),
+            adapted=in_order(adapted, places),
             stats=joined,
+            phi_gradient=None if phi is None else _mean(in_order(direct, places) + joined["phi_gradient"], joined.diverged),
         )
-    if reason := _failure(estimate, problem, theta, tasks):
+    if reason := _failure(estimate, problem, theta, batches, phi):
         raise DivergenceError(f"{reason} ({method!r})")
     return estimate
 
 
-def outside_inference(theta: Tensor, tasks: Tasks) -> tuple[Tensor, Tasks]:
-    """Copies of tensors that were made in inference mode, which autograd does not take."""
-    normal = lambda t: t.clone() if t.is_inference() else t  # noqa: E731
-    return normal(theta.detach()), Tasks(*map(normal, tasks.tensors)) if any(t.is_inference() for t in tasks.tensors) else tasks
+def checked(method: Any, problem: Problem, theta: Tensor, tasks: Ragged, phi: Tensor | None) -> list[tuple[Tasks, list[int]]]:
+    """The tasks in batches of one size, with the places of their tasks, after everything that was given has been checked."""
+    batches = batches_of(tasks)
+    for batch, _ in batches:
+        check_theta(problem, theta, batch, phi)
+    if phi is None:
+        return batches
+    function = method if inspect.isfunction(method) else type(method).__call__
+    if "phi" not in inspect.signature(function).parameters:
+        raise ValueError(
+            f"{type(method).__name__} has no gradient with respect to phi: its pullback ignores what the inner loop depends on. "
+            "Use AMAML, MAML or IMAML"
+        )
+    if not (problem.inner_phi or problem.query_phi or callable(getattr(method, "step_sizes", None))):
+        raise ValueError(
+            "phi enters nothing: give the loss or the query loss a third argument, the problem a regularizer, or the method "
+            "step_sizes as a function of phi"
+        )
+    return batches
 
 
-def chunk_size(problem: Problem, theta: Tensor, tasks: Tasks) -> int:
+def normal(tensor: Tensor) -> Tensor:
+    """A copy of what was made in inference mode, which autograd does not take."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def chunk_size(problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> int:
     """How many of the tasks are handled at once."""
-    if problem.chunk_size == 1 or not problem.batches(theta, tasks):
+    if problem.chunk_size == 1 or not problem.batches(theta, tasks, phi):
         return 1
     return problem.chunk_size or problem.fitting.get(len(tasks)) or len(tasks)
 
@@ -173,43 +213,52 @@ def _mean(gradients: Tensor, diverged: Tensor | None) -> Tensor:
     return gradients[~diverged].mean(0)
 
 
-def _of_chunks(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, size: int) -> list[tuple]:
+def _of_chunks(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None, size: int) -> list[tuple]:
     """What :func:`_of_chunk` gives for each chunk of at most ``size`` tasks, or fewer where the memory does not suffice."""
     try:
-        return [_of_chunk(method, problem, theta, chunk) for chunk in tasks.split(size)]
+        return [_of_chunk(method, problem, theta, chunk, phi) for chunk in tasks.split(size)]
     except torch.OutOfMemoryError:
         if problem.chunk_size is not None or size == 1:
             raise
     # Outside the except block, whose exception keeps the frames and so the memory of the failed attempt alive.
     problem.fitting.put(len(tasks), size // 2)
-    return _of_chunks(method, problem, theta, tasks, size // 2)
+    return _of_chunks(method, problem, theta, tasks, phi, size // 2)
 
 
-def _of_chunk(method: Method, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple:
-    adapted, pullback = method(problem, theta, tasks)
-    query_loss, gradient = problem.losses_and_gradient(adapted, *tasks.query)
+def _of_chunk(method: Any, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None) -> tuple:
+    """Gradients (B, P), phi's direct gradients (B, M), query losses (B,), adapted parameters (B, P), and diagnostics."""
+    adapted, pullback = method(problem, theta, tasks) if phi is None else method(problem, theta, tasks, phi=phi)
+    given = (adapted, theta.new_empty(len(tasks), 0) if phi is None else phi.expand(len(tasks), -1), *tasks.query)
+    judge = Kernel(problem).judge
+    if problem.query_loss is None and getattr(pullback, "compared", False):  # another query loss is compared by no solve
+        judge = tracing.replayed(problem, problem, judge, given)
+    query_loss, gradient, *direct = judge(*given)
     pulled, stats = pullback.run(gradient) if isinstance(pullback, Pullback) else (pullback(gradient), Diagnostics())
-    return pulled, query_loss, adapted, stats
+    if phi is not None and stats.phi_gradient is None:
+        raise ValueError(f"the pullback of {type(method).__name__} gives no phi_gradient among its diagnostics")
+    return pulled, direct[0] if direct else torch.zeros_like(given[1]), query_loss, adapted, stats
 
 
-def _join(stats: list[Diagnostics]) -> Diagnostics:
-    """The diagnostics of all chunks as one: per-task tensors are joined, settings are the same in each."""
+def _join(stats: list[Diagnostics], places: list[list[int]]) -> Diagnostics:
+    """The diagnostics of all chunks as one: per-task tensors are joined in order, settings are the same in each."""
     entries: dict[str, Any] = {
-        name: torch.cat([s[name] for s in stats]).detach() if isinstance(value, Tensor) else value
+        name: in_order([s[name].detach() for s in stats], places) if isinstance(value, Tensor) else value
         for name, value in stats[0].items()
     }
     return Diagnostics(**entries)
 
 
-def _failure(estimate: MetaGradient, problem: Problem, theta: Tensor, tasks: Tasks) -> str | None:
+def _failure(
+    estimate: MetaGradient, problem: Problem, theta: Tensor, batches: list[tuple[Tasks, list[int]]], phi: Tensor | None
+) -> str | None:
     """What is not finite in an estimate, the tasks that were skipped aside, and the likely cause; ``None`` if all is finite."""
-    skipped = estimate.stats.diverged
-    kept = torch.ones(len(tasks), dtype=torch.bool, device=theta.device) if skipped is None else ~skipped  # (B,)
+    skipped, own = estimate.stats.diverged, estimate.phi_gradient
+    kept = torch.ones_like(estimate.query_loss, dtype=torch.bool) if skipped is None else ~skipped  # (B,)
     lost = [
         (~values & kept).nonzero().flatten().tolist()
         for values in (estimate.adapted.isfinite().all(1), estimate.query_loss.isfinite())
     ]
-    if not any(lost) and estimate.gradient.isfinite().all():
+    if not any(lost) and estimate.gradient.isfinite().all() and (own is None or own.isfinite().all()):
         return None
     if lost[0]:
         what = f"the inner loop diverged for tasks {lost[0]} of the batch"
@@ -223,5 +272,6 @@ def _failure(estimate: MetaGradient, problem: Problem, theta: Tensor, tasks: Tas
             "The pullback overflowed: the inner loop amplifies perturbations (step size times negative curvature); shorten it or "
             "lower its step size"
         )
-    reason = not_finite(theta, tasks)
+    reasons = [reason for batch, _ in batches if (reason := not_finite(theta, batch, phi))]
+    reason = reasons[0] if reasons else None
     return f"{what}, because {reason}" if reason else f"{what}. {cause}"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .numerics import exact
-from .twins import twin
+from .twins import call, part, twin
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -26,27 +26,28 @@ Function = Callable[..., Any]  # of one task: u (P,), then points (n, ...)
 aten = torch.ops.aten
 
 
-def batches(problem: Problem, function: Function, u: Tensor, *points: Tensor) -> bool:
-    """Whether ``function``, the problem's ``predict_one`` or ``loss_one``, may be vmapped over tasks of these shapes.
+def batches(problem: Problem, function: Function, u: Tensor, *points: Any) -> bool:
+    """Whether ``function``, one of the problem's functions of one task, may be vmapped over tasks of these shapes.
 
     Args:
         u: (B, P); its dtype and device count, not its values.
-        points: (B, n, ...), of which the first and the last task are tried.
+        points: (B, ...), tensors or tuples and dictionaries of them, of which the first and the last task are tried.
 
     Raises:
         ValueError: as :func:`check_pure`.
     """
-    key = (function.__name__, u.dtype, problem.state(u.device), *((t.shape, t.dtype) for t in points))
+    leaves = tree_leaves(points)
+    key = (function.__name__, u.dtype, problem.state(u.device), *[(t.shape, t.dtype) for t in leaves])
     found = problem.findings.get(key)
     if found is None:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return True  # within a transform of torch.func, values cannot be compared
         with torch.inference_mode(False), exact(problem.tf32):
             theta = problem.initial_parameters().clone().to(u)
-            points = tuple(t[[0, -1]].clone() for t in points)  # (2, n, ...)
-            padded = check_pure(problem, function, theta, *(t[0] for t in points))
+            points = tree_map(lambda t: t.detach()[[0, -1]].clone(), points)  # (2, ...)
+            padded = check_pure(problem, function, theta, *tree_map(lambda t: t[0], points))
             found = len(u) == 1 or _batched_is_right(problem, function, theta, points, padded)
-        if all(t.isfinite().all() for t in (theta, *points)):  # NaN shows nothing that would be worth remembering
+        if all(t.isfinite().all() for t in (theta, *tree_leaves(points))):  # NaN shows nothing that would be worth remembering
             problem.findings.put(key, found)
     return found
 
@@ -84,7 +85,7 @@ def _place(thing: Any) -> int:
     return thing.untyped_storage().data_ptr() if isinstance(thing, Tensor) and thing.layout == torch.strided else 0
 
 
-def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Tensor) -> bool:
+def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Any) -> bool:
     """Refuse a model or a loss that is no pure function of the parameters ``theta (P,)`` for the points ``(n, ...)`` of one task.
 
     Returns:
@@ -100,7 +101,7 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Ten
     kept = [v for module in problem.model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
     # Nothing of the user's is written to.
     copies = {id(t): t.clone() for t in (*buffers.values(), *kept) if _place(t) not in places}
-    given = [theta.clone(), *(t.clone() for t in points)]
+    given = tree_map(torch.clone, (theta, *points))
     with torch.enable_grad(), _Watch(places) as watch:
         first, second = (function(*given, replaced=copies) for _ in range(2))
     changed = [name for name, b in buffers.items() if not _same(copies.get(id(b), b), b)]
@@ -130,20 +131,20 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Ten
     return watch.padded
 
 
-def _check_gradient(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> None:
+def _check_gradient(problem: Problem, theta: Tensor, x: Any, y: Any, *phi: Tensor) -> None:
     """At the model's own parameters, the gradient by way of flat parameters is the one that the modules themselves have."""
     parameters = dict(problem.model.named_parameters())
     own = {name: p for name, p in parameters.items() if p.requires_grad}
     flat = theta.clone().requires_grad_()
     with torch.enable_grad():
-        loss = problem.loss_one(flat, x, y)
+        loss = problem.loss_one(flat, x, y, *phi)
         if not loss.requires_grad:
             raise ValueError("the loss depends on no parameter that is free to move: there is nothing to adapt")
         (found,) = torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
         pieces = dict(zip(parameters, found.split([p.numel() for p in parameters.values()]), strict=True))
         if any(p.dtype != theta.dtype or p.device != theta.device for p in own.values()):
             return  # the modules cannot be called with these points
-        value = problem.loss(twin(problem.model)(x), y)
+        value = problem.loss_of(call(twin(problem.model), x), y, *phi)
         gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True, materialize_grads=True)
     noise = 100 * torch.finfo(theta.dtype).eps * found.norm()
     for name, gradient in zip(own, gradients, strict=True):
@@ -154,14 +155,14 @@ def _check_gradient(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> No
             )
 
 
-def _batched_is_right(problem: Problem, function: Function, theta: Tensor, points: tuple[Tensor, ...], padded: bool) -> bool:
+def _batched_is_right(problem: Problem, function: Function, theta: Tensor, points: tuple[Any, ...], padded: bool) -> bool:
     """Compare two tasks in a batch with the same tasks alone; where they differ, say so once."""
     scale = theta.square().mean().sqrt()
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
     # (2, P)
     w = theta.nan_to_num(0.0, 0.0, 0.0) + 0.1 * scale * torch.stack([_direction(theta, s) for s in (1.0, 2.0)])
     try:
-        alone = [_values(function, w[b : b + 1], tuple(t[b : b + 1] for t in points), batched=False) for b in (0, 1)]
+        alone = [_values(function, w[b : b + 1], part(points, b, b + 1), batched=False) for b in (0, 1)]
         together = _values(function, w, points, batched=True)
         right = len(together) >= len(alone[0]) and all(
             _close(t, torch.cat(parts)) for t, *parts in zip(together, *alone, strict=False)
@@ -176,13 +177,13 @@ def _batched_is_right(problem: Problem, function: Function, theta: Tensor, point
     return right
 
 
-def _values(function: Function, w: Tensor, points: tuple[Tensor, ...], batched: bool) -> list[Tensor]:
+def _values(function: Function, w: Tensor, points: tuple[Any, ...], batched: bool) -> list[Tensor]:
     """The results of the tasks ``w (n, P)``; of a loss also the gradients and, where there is one, a second derivative."""
     w = w.clone().requires_grad_()
     with torch.enable_grad():
-        result = vmap(function)(w, *points) if batched else function(w[0], *(t[0] for t in points))
+        result = vmap(function)(w, *points) if batched else function(w[0], *tree_map(lambda t: t[0], points))
         found = [leaf if batched else leaf[None] for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if function.__name__ == "loss_one":
+        if function.__name__ != "predict_one":
             (gradient,) = torch.autograd.grad(found[0].sum(), w, create_graph=True)
             found.append(gradient)
             if gradient.requires_grad:

@@ -12,10 +12,11 @@ The model itself is never called, but a twin of it that holds the parameters ``u
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -25,14 +26,15 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from . import probe
-from .checks import check_loss, check_model
+from .checks import check_loss, check_model, takes_phi
 from .numerics import exact
 from .recent import Recent
 from .settings import count
 from .tasks import Tasks
-from .twins import parameters_of, settings_of, twin
+from .twins import call, parameters_of, part, settings_of, twin
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[..., Tensor]  # (prediction, target), or (prediction, target, phi)
+Regularizer = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (u, theta, phi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class Problem:
 
     Args:
         model: the network. It is read at every call, and never changed.
-        loss: ``loss(prediction (n, ...), target (n, ...)) -> scalar`` of one task.
+        loss: ``loss(prediction (n, ...), target (n, ...)) -> scalar`` of one task. One with a third argument is given the
+            meta-parameters ``phi (M,)``: loss weights, a learned loss.
         compile: compile the solver's steps (PyTorch's inductor); eager by default. In single precision on a CPU, tanh is then
             computed by ``amaml_core.fast_tanh.rational_tanh``.
         chunk_size: how many tasks are handled at once; ``None`` for all. Small chunks save memory; for convolutions on a
@@ -53,6 +56,9 @@ class Problem:
         trace: replay the array operations of a solver's step instead of running the model, see ``amaml_core.tracing``.
         trace_after: how many steps a shape must have taken before its step is traced, which costs far more than a step.
         tf32: let a GPU round the factors of float32 products to 10 bits, which is faster and less exact.
+        query_loss: judges the adapted parameters in its place, likewise; the loss itself by default.
+        regularizer: ``regularizer(u (P,), theta (P,), phi (M,) or None) -> scalar``, added to the support loss of every task: a
+            learned weight decay, a prior, any part of the inner field that depends on theta.
 
     Raises:
         TypeError: ``model`` is no module, or ``loss`` cannot be called.
@@ -72,19 +78,24 @@ class Problem:
     trace: bool = True
     tf32: bool = False
     trace_after: int = 100
+    query_loss: Loss | None = field(default=None, kw_only=True)
+    regularizer: Regularizer | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(self.model).__name__}")
         if not callable(self.loss):
             raise TypeError(f"loss must be a function of (prediction, target), not {type(self.loss).__name__}")
+        for name in ("query_loss", "regularizer"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"{name} must be a function or None, not {type(getattr(self, name)).__name__}")
         if self.chunk_size is not None:
             count(self, "chunk_size")
         count(self, "trace_after", least=0)
         check_model(self.model)
 
     def __getstate__(self) -> dict:  # what was found out stays here, and is found out anew elsewhere
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
     @cached_property
     def graphs(self) -> Recent:
@@ -129,16 +140,20 @@ class Problem:
         )
 
     def groups(self, count: int) -> Tensor | None:
-        """The group (P,) of each parameter: its tensor's number in ``named_parameters()`` order; ``None`` for one group.
+        """The group (P,) of each parameter: its tensor's number in ``named_parameters()`` order; ``None`` for one
+        group, or one for each parameter.
 
         Raises:
-            ValueError: ``count`` is neither 1 nor the number of parameter tensors.
+            ValueError: ``count`` is neither 1 nor the number of parameter tensors nor that of parameters.
         """
-        if count == 1:
+        if count in (1, self.size):
             return None
         parameters = list(self.model.parameters())
         if count != len(parameters):
-            raise ValueError(f"{count} groups of step sizes do not fit the model's {len(parameters)} parameter tensors")
+            raise ValueError(
+                f"{count} groups of step sizes do not fit the model's {len(parameters)} parameter tensors, nor its P={self.size} "
+                "parameters"
+            )
         return torch.cat([torch.full((p.numel(),), group, device=p.device) for group, p in enumerate(parameters)])
 
     def free(self) -> Tensor | None:
@@ -152,61 +167,113 @@ class Problem:
         """The model's own parameters, flat, detached: ``theta (P,)`` in ``named_parameters()`` order."""
         return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
 
-    def predict(self, u: Tensor, x: Tensor) -> Tensor:
+    def module(self, theta: Tensor) -> nn.Module:
+        """A copy of the model that holds ``theta (P,)``, with parameters of its own.
+
+        Raises:
+            ValueError: theta is not ``(P,)``.
+        """
+        if theta.shape != (self.size,):
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={self.size} parameters: it must be (P,)")
+        module = copy.deepcopy(self.model)
+        parameters = list(module.parameters())
+        with torch.no_grad():
+            for p, piece in zip(parameters, theta.detach().split([p.numel() for p in parameters]), strict=True):
+                p.copy_(piece.view(p.shape))
+        return module
+
+    @cached_property
+    def _given_phi(self) -> tuple[bool, bool]:
+        own = takes_phi(self.loss)
+        return own, own if self.query_loss is None else takes_phi(self.query_loss)
+
+    @property
+    def inner_phi(self) -> bool:
+        """Whether phi may enter what the inner loop minimises."""
+        return self._given_phi[0] or self.regularizer is not None
+
+    @property
+    def query_phi(self) -> bool:
+        """Whether phi enters the query loss itself."""
+        return self._given_phi[1]
+
+    def predict(self, u: Tensor, x: Any) -> Tensor:
         """Predictions ``(B, n, ...)`` of B models ``u (B, P)`` at inputs ``x (B, n, ...)``."""
         return self._map(self.predict_one, u, x)
 
-    def losses(self, u: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` at ``u (B, P)``; differentiable."""
-        return self._map(self.loss_one, u, x, y)
+    def losses(self, u: Tensor, x: Any, y: Any, *phi: Tensor) -> Tensor:
+        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` at ``u (B, P)``; differentiable. ``phi`` is nothing, or (B, M)."""
+        return self._map(self.loss_one, u, x, y, *phi)
 
-    def gradient(self, u: Tensor, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+    def query_losses(self, u: Tensor, x: Any, y: Any, *phi: Tensor) -> Tensor:
+        """Query losses ``(B,)``, likewise."""
+        return self._map(self.query_one, u, x, y, *phi)
+
+    def objectives(self, u: Tensor, theta: Tensor, x: Any, y: Any, *phi: Tensor) -> Tensor:
+        """What the inner loop minimises: support losses ``(B,)`` with their regularizer; ``theta (B, P)``."""
+        return (
+            self._map(self.loss_one, u, x, y, *phi)
+            if self.regularizer is None
+            else self._map(self.objective_one, u, theta, x, y, *phi)
+        )
+
+    def gradient(self, u: Tensor, x: Any, y: Any, *phi: Tensor, create_graph: bool = False) -> Tensor:
         """Gradients ``(B, P)`` of the losses; differentiable in ``u`` if ``create_graph``."""
-        return self.losses_and_gradient(u, x, y, create_graph)[1]
+        return self.losses_and_gradient(u, x, y, *phi, create_graph=create_graph)[1]
 
-    def losses_and_gradient(self, u: Tensor, x: Tensor, y: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    def losses_and_gradient(self, u: Tensor, x: Any, y: Any, *phi: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)``, detached, and their gradients ``(B, P)``, from one forward pass."""
-        with torch.enable_grad():
-            if not (create_graph and u.requires_grad):
-                u = u.detach().requires_grad_()
-            values = self.losses(u, x, y)
-            # Task b's loss depends on u[b] alone, so the gradient of the sum holds every task's own gradient.
-            (gradient,) = torch.autograd.grad(values.sum(), u, create_graph=create_graph)  # (B, P)
+        values, gradient = slopes(lambda v: self.losses(v, x, y, *phi), u, create_graph)
         return values.detach(), gradient
 
-    def hvp(self, u: Tensor, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def hvp(self, u: Tensor, x: Any, y: Any, v: Tensor) -> Tensor:
         """Hessian-vector products ``(B, P)``: row b is the Hessian of task b's loss at ``u[b]``, times ``v[b]``."""
-        return self.hessian(u, x, y)(v)
-
-    def hessian(self, u: Tensor, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """The function ``v (B, P) -> hvp(u, x, y, v)`` for many ``v``: the gradient is computed once, and its graph kept."""
         u = u.detach().requires_grad_()
         gradient = self.gradient(u, x, y, create_graph=True)
         if not gradient.requires_grad:  # a loss linear in u has a constant gradient and no graph
-            return torch.zeros_like
-        return lambda v: torch.autograd.grad(gradient, u, v, retain_graph=True, materialize_grads=True)[0]
+            return torch.zeros_like(v)
+        return torch.autograd.grad(gradient, u, v, materialize_grads=True)[0]
 
-    def predict_one(self, u: Tensor, x: Tensor, replaced: dict[int, Any] | None = None) -> Any:
+    def predict_one(self, u: Tensor, x: Any, replaced: dict[int, Any] | None = None) -> Any:
         """The prediction of one model ``u (P,)`` for ``x (n, ...)``; ``replaced`` maps ids of other tensors to their stand-ins."""
         parameters = parameters_of(self.model.modules())
         pieces = u.split([p.numel() for p in parameters])  # (P,) -> one piece for each parameter
         held = {
             id(p): (piece if p.requires_grad else piece.detach()).view(p.shape) for p, piece in zip(parameters, pieces, strict=True)
         }
-        return twin(self.model, held | (replaced or {}))(x)
+        return call(twin(self.model, held | (replaced or {})), x)
 
-    def loss_one(self, u: Tensor, x: Tensor, y: Tensor, replaced: dict[int, Any] | None = None) -> Tensor:
-        """The loss of one model ``u (P,)`` for ``x, y (n, ...)``."""
-        return check_loss(self.loss(self.predict_one(u, x, replaced), y))
+    def loss_one(self, u: Tensor, x: Any, y: Any, *phi: Tensor, replaced: dict[int, Any] | None = None) -> Tensor:
+        """The support loss of one model ``u (P,)`` for ``x, y (n, ...)``, without the regularizer; ``phi`` is nothing, or (M,)."""
+        return self.loss_of(self.predict_one(u, x, replaced), y, *phi)
 
-    def batches(self, theta: Tensor, tasks: Tasks) -> bool:
+    def query_one(self, u: Tensor, x: Any, y: Any, *phi: Tensor, replaced: dict[int, Any] | None = None) -> Tensor:
+        """The query loss of one model, likewise."""
+        return self.loss_of(self.predict_one(u, x, replaced), y, *phi, query=True)
+
+    def objective_one(
+        self, u: Tensor, theta: Tensor, x: Any, y: Any, *phi: Tensor, replaced: dict[int, Any] | None = None
+    ) -> Tensor:
+        """The support loss of one model with the regularizer; ``theta (P,)`` is where its inner loop started."""
+        assert self.regularizer is not None
+        penalty = check_loss(self.regularizer(u, theta, *(phi or (None,))), "regularizer(u, theta, phi)")
+        return self.loss_one(u, x, y, *phi, replaced=replaced) + penalty
+
+    def loss_of(self, prediction: Any, y: Any, *phi: Tensor, query: bool = False) -> Tensor:
+        """The value () of the support or the query loss, which may or may not take phi."""
+        loss = self.query_loss if query and self.query_loss is not None else self.loss
+        return check_loss(loss(prediction, y, *(phi if self._given_phi[query] else ())))
+
+    def batches(self, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> bool:
         """Whether these tasks may be run as a batch, for parameters like ``theta (P,)``; tried out at the first use of a shape.
 
         Raises:
             ValueError: as :class:`Problem` says.
         """
         u = theta.expand(len(tasks), -1)  # (P,) -> (B, P)
-        return all([probe.batches(self, self.loss_one, u, *points) for points in (tasks.support, tasks.query)])
+        given = () if phi is None else (phi.expand(len(tasks), -1),)  # (M,) -> (B, M)
+        pairs = [(self.loss_one, tasks.support), (self.query_one, tasks.query)]
+        return all([probe.batches(self, function, u, *points, *given) for function, points in pairs])
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -228,24 +295,35 @@ class Problem:
                 "another function; call model.eval(), or leave out what keeps running statistics"
             )
 
-    def _map(self, function: Callable[..., Any], u: Tensor, *points: Tensor) -> Any:
+    def _map(self, function: Callable[..., Any], u: Tensor, *points: Any) -> Any:
         """``function`` of one task, over the task axis, at most ``chunk_size`` tasks at once."""
-        tried = (u[:1], *(t[:1] for t in points)) if self.chunk_size == 1 else (u, *points)
+        given = (u, *points)
+        tried = part(given, 0, 1) if self.chunk_size == 1 else given
         size = (self.chunk_size or len(u)) if probe.batches(self, function, *tried) else 1
         with exact(self.tf32):
-            if size < len(u):
-                chunks = zip(*(argument.split(size) for argument in (u, *points)), strict=True)
-                return tree_map(_joined, *(_chunk(function, chunk) for chunk in chunks))
-            return _chunk(function, (u, *points))
+            if size >= len(u):
+                return _chunk(function, given)
+            return tree_map(_joined, *(_chunk(function, part(given, i, i + size)) for i in range(0, len(u), size)))
+
+
+def slopes(losses: Callable[[Tensor], Tensor], u: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """Losses (B,) of ``u (B, P)`` and their gradients (B, P), differentiable in ``u`` and all else if ``create_graph``."""
+    with torch.enable_grad():
+        if not (create_graph and u.requires_grad):
+            u = u.detach().requires_grad_()
+        values = losses(u)
+        # Task b's loss depends on u[b] alone, so the gradient of the sum holds every task's own gradient.
+        (gradient,) = torch.autograd.grad(values.sum(), u, create_graph=create_graph)  # (B, P)
+    return values, gradient
 
 
 def _joined(*parts: Any) -> Any:
     return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
 
 
-def _chunk(function: Callable[..., Any], chunk: tuple[Tensor, ...]) -> Any:
+def _chunk(function: Callable[..., Any], chunk: tuple[Any, ...]) -> Any:
     if len(chunk[0]) > 1:
         return vmap(function)(*chunk)
     # One task alone needs no batching rules: faster, and any module works.
-    result = function(*(argument[0] for argument in chunk))
+    result = function(*tree_map(lambda t: t[0], chunk))
     return result[None] if isinstance(result, Tensor) else tree_map(lambda t: t[None] if isinstance(t, Tensor) else t, result)

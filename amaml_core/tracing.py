@@ -22,14 +22,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .fast_tanh import rational_tanh
 from .numerics import exact
 
 if TYPE_CHECKING:
-    from .chain import Kernel
+    from .kernel import Kernel
+    from .problem import Problem
 
 aten = torch.ops.aten
 _tracing = threading.RLock()  # the tracer and the compiler are not made for several threads
@@ -47,20 +51,19 @@ class Seen:
     changes: int = 0
 
 
-def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> Callable:
+def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any) -> Callable:
     """A function of the kernel, for one solve: traced if the shape is worth it and can be traced, else as it is.
 
     Args:
         kernel: whose problem keeps the graphs.
         name: ``"field"``, ``"step"`` or ``"back"``, the last after one of the others in the same solve, whose trace is compared.
         steps: that this solve takes.
-        theta: (B, P). h: (1, G). x, y: (B, n, ...).
+        theta: (B, P). phi: (B, M). h: (1, G). clock: (1, C). x, y: (B, n, ...).
     """
     problem, own = kernel.problem, getattr(kernel, name)
     if not (problem.trace or problem.compile):
         return own
-    tensors = tuple((t.shape, t.dtype, t.device) for t in (theta, h, x, y))
-    key = (kernel, tensors, problem.state(theta.device), torch.is_inference_mode_enabled())
+    key = (kernel, _shapes(theta, phi, h, clock, x, y), problem.state(theta.device), torch.is_inference_mode_enabled())
     if (seen := problem.graphs.get(key)) is None:
         problem.graphs.put(key, seen := Seen())
     if name != "back":
@@ -70,53 +73,84 @@ def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, h: Tensor, x: Ten
     with torch.no_grad(), exact(problem.tf32):
         graph = seen.graphs.get(name)
         if graph is None or name != "back":
-            trial = _Trial(kernel, theta, h, x, y)
+            trial = _Trial(kernel, theta, phi, h, clock, x, y)
         if graph is not None and name != "back" and not trial.agrees(name, graph):
+            problem.graphs.clear()  # the query loss may share what has changed
             problem.graphs.put(key, seen := Seen(0, steps, changes=seen.changes + 1))
             if not problem.compile:
                 return own
             graph = None
         if graph is None:
             with _tracing:
-                graph = seen.graphs[name] = _trace(problem.compile, trial, name)
+                graph = seen.graphs[name] = _trace(problem, problem.compile, own, trial.inputs(name), name)
     if graph is None:
         return own
     return graph if name == "back" else lambda *given: graph(*given)[0]
+
+
+def replayed(
+    problem: Problem, owner: Any, function: Callable, given: tuple[Any, ...], compiled: bool = False
+) -> Callable[..., list[Tensor]]:
+    """A function beside the steps, which depends on ``owner`` alone: replayed if its shape has come up often enough, else as it is.
+
+    It may be anything made of the support loss alone, in a solve that has compared a traced step with the model: if that had
+    changed, this trace would be gone. What takes longer than to compile it may be ``compiled``.
+    """
+    if not (problem.trace or problem.compile):
+        return function
+    key = (owner, _shapes(given), problem.state(given[0].device), torch.is_inference_mode_enabled())
+    if (seen := problem.graphs.get(key)) is None:
+        problem.graphs.put(key, seen := Seen())
+    seen.steps += 1
+    if (seen.steps <= problem.trace_after and not problem.compile) or seen.graphs.get("all", function) is None:
+        return function
+    if (graph := seen.graphs.get("all")) is None:
+        with torch.no_grad(), exact(problem.tf32), _tracing:
+            graph = seen.graphs["all"] = _trace(problem, compiled, function, given, "all")
+    return graph or function
+
+
+def _shapes(*given: Any) -> tuple:
+    return tuple([(t.shape, t.dtype, t.device) for t in tree_leaves(given)])
 
 
 class _Trial:
     """Inputs at which a graph and the kernel's own functions are compared: away from theta, where a term may be flat, and with a
     step that is neither lost in rounding nor far from where it starts."""
 
-    def __init__(self, kernel: Kernel, theta: Tensor, h: Tensor, x: Tensor, y: Tensor) -> None:
+    def __init__(self, kernel: Kernel, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any) -> None:
         self.kernel = kernel
         scale = theta.square().mean().sqrt()
         away = (torch.arange(theta.shape[1], device=theta.device) + 1.0).cos().to(theta)  # (P,)
-        self.u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * away  # (B, P)
-        self.slope = kernel.field(self.u, theta, x, y)  # (B, P)
-        size = 0.03 * self.u.norm() / self.slope.norm()
-        self.h = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
+        u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * away  # (B, P)
+        self.slope = kernel.field(u, theta, phi, x, y)  # (B, P)
+        size = 0.03 * u.norm() / self.slope.norm()
+        size = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
+        memory = [self.slope, self.slope.square()][: kernel.rule.slots - 1]  # of the size that momenta have
+        self.z = torch.cat([u, *memory], 1) if memory else u
         self.given = {
-            "field": (self.u, theta, x, y),
-            "step": (self.u, theta, self.h, x, y),
+            "field": (u, theta, phi, x, y),
+            "step": (self.z, theta, phi, size, clock, x, y),
         }
 
     def agrees(self, name: str, graph: Callable[..., list[Tensor]]) -> bool:
-        """Whether the graph gives every task what the kernel gives it; for Euler's step the slope tells, which is at hand."""
-        found = graph(*self.given[name])[0]
+        """Whether the graph gives every task what the kernel gives it; where a step takes one slope, it is at hand."""
+        found, kernel = graph(*self.given[name])[0], self.kernel
         if name == "field":
             return _agree(found, self.slope, torch.zeros_like(found))
-        own = self.u + self.h[:, :1] * self.slope if len(self.kernel.tableau.b) == 1 else self.kernel.step(*self.given["step"])
-        return _agree(found, own, self.u)
+        z, _, _, size, clock, _, _ = self.given["step"]
+        if kernel.rule.evaluations > 1:
+            return _agree(found, kernel.step(*self.given["step"]), z)
+        return _agree(found, kernel.advance(z, self.slope, size, clock), z)
 
-    def inputs(self, name: str) -> tuple[Tensor, ...]:
+    def inputs(self, name: str) -> tuple[Any, ...]:
         """All inputs of the function."""
         if name != "back":
             return self.given[name]
-        u, theta, h, x, y = self.given["step"]
-        end = self.kernel.step(u, theta, h, x, y)
-        sizes = h.expand(len(u), -1) if self.kernel.sensitivities else h
-        return u, end, theta, sizes, x, y, u.sin()  # any direction does
+        z, theta, phi, h, clock, x, y = self.given["step"]
+        end = self.kernel.step(z, theta, phi, h, clock, x, y)
+        sizes = h.expand(len(z), -1) if self.kernel.sensitivities else h
+        return z, end, theta, phi, sizes, clock, x, y, z.sin()  # any direction does
 
 
 def _agree(found: Tensor, expected: Tensor, start: Tensor) -> bool:
@@ -126,15 +160,23 @@ def _agree(found: Tensor, expected: Tensor, start: Tensor) -> bool:
     return not ((found - expected).norm(dim=1) > bound).any()
 
 
-def _trace(compiled: bool, trial: _Trial, name: str) -> Callable[..., list[Tensor]] | None:
-    """The graph of a function, or ``None`` where there can be none (with a warning if it was to be compiled)."""
-    given, function = trial.inputs(name), getattr(trial.kernel, name)
+def _trace(
+    problem: Problem, compiled: bool, function: Callable, given: tuple[Any, ...], name: str
+) -> Callable[..., list[Tensor]] | None:
+    """The graph of a function, or ``None`` where there can be none (with a warning if it was to be compiled).
+
+    The result of a ``"step"`` is compared as a change of its first input.
+    """
     expected = _listed(function(*given))  # first, so that the model's own errors are the caller's
-    make, on_gpu = _compile if compiled else _interpret, given[0].is_cuda
+    flat, structure = tree_flatten(given)
+    make, on_gpu = _compile if compiled else _interpret, flat[0].is_cuda
     if on_gpu:
         make = partial(_capture, make)
     try:
-        graph = make(function, *given)
+        graph = make(lambda *leaves: function(*tree_unflatten(leaves, structure)), *flat)
+        if len(flat) > len(given):  # several inputs to the model
+            flat_graph = graph
+            graph = lambda *entries: flat_graph(*tree_leaves(entries))  # noqa: E731
         pairs = list(zip(graph(*given), expected, strict=True))
         if compiled or on_gpu:
             same = all(_agree(found, own, given[0] if name == "step" else torch.zeros_like(own)) for found, own in pairs)
@@ -148,7 +190,7 @@ def _trace(compiled: bool, trial: _Trial, name: str) -> Callable[..., list[Tenso
     if not reason:
         return graph
     if compiled:
-        trial.kernel.problem.warn_once("compile", f"the inner step cannot be compiled and runs eagerly: {reason}")
+        problem.warn_once("compile", f"the inner step cannot be compiled and runs eagerly: {reason}")
     return None
 
 
@@ -174,10 +216,30 @@ def _interpret(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor
 
 def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
     given: list[Any] = _contiguous(*(t.detach().clone() for t in inputs))
-    on_gpu, single = given[0].is_cuda, given[0].dtype == torch.float32
-    graph = _graph(function, given, None if on_gpu or not single else {aten.tanh.default: rational_tanh})
-    run = torch._inductor.compile(graph, given, None if on_gpu else {"cpp_wrapper": True})
-    return lambda *given: list(run(*_contiguous(*given)))
+    if given[0].is_cuda:
+        run = torch._inductor.compile(_graph(function, given), given)
+        return lambda *arguments: list(run(*_contiguous(*arguments)))
+    # Straight to inductor's core: the layers above it prepare for autograd and cost as much as a small step.
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    table = dict(select_decomp_table())
+    if given[0].dtype == torch.float32:
+        table[aten.tanh.default] = rational_tanh
+    graph = _graph(function, given, table)
+    if any(
+        node.op == "call_function" and getattr(node.target, "_schema", None) and node.target._schema.is_mutable
+        for node in graph.graph.nodes
+    ):
+        graph = _graph(functionalize(graph), given, table)  # the derivatives of some layers write in place
+    places = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    settings: dict[str, Any] = {} if config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}  # the compiler knows this CPU
+    if given[0].dtype == torch.float32:
+        settings["layout_optimization"] = False  # as measured, convolutions are faster as they lie
+    with tracing(TracingContext(places[0].fake_mode)), config.patch(settings):
+        core: Any = compile_fx_inner(graph, places)
+    return lambda *arguments: list(core(_contiguous(*arguments)))
 
 
 def _capture(make: Callable, function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
@@ -222,6 +284,10 @@ def _simplify(graph: GraphModule) -> None:
             node.replace_all_uses_with(source)
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:  # gradients of inputs and weights that nobody uses are not computed
+        if node.target in (aten.convolution_backward.default, aten.native_batch_norm_backward.default):
+            used = {user.args[1] for user in node.users}
+            node.args = (*node.args[:-1], [wanted and i in used for i, wanted in enumerate(node.args[-1])])
     graph.recompile()
 
 

@@ -1,25 +1,27 @@
-"""The outer loop: meta-training of theta by any optimiser, with a history, early errors and resumable checkpoints."""
+"""Meta-training of theta, and of phi, by any optimiser, with validation, a history, early errors and resumable checkpoints."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoints
+from .evaluation import Metric
 from .flow import DivergenceError
-from .identity import describe
-from .meta import Diagnostics, MetaGradient, Method, meta_gradient
+from .learned import Learned, methods
+from .loop import Callback, MetaStep, Run, check_functions, identity_of, tell, try_sampler
+from .meta import MetaGradient, Method, checked, meta_gradient
+from .outer import MakeOptimizer, MakeScheduler, OuterLoop, gradient_norm
 from .problem import Problem
-from .tasks import Tasks
+from .tasks import Ragged
+from .validation import Best, Validation
 
 SAVE_EVERY_SECONDS = 30.0
 
@@ -29,221 +31,171 @@ class FitResult:
     """What meta-training gives.
 
     Attributes:
-        theta: the trained initialisation (P,).
+        theta: the trained initialisation (P,): the best one if there was a validation, the last one otherwise.
         history: one row for each meta step: ``meta_step`` (from 1), ``query_loss`` (mean over the tasks that did not
-            diverge), ``gradient_norm``, and ``horizon`` where it is learned.
-        method: the method, with the horizon or the step sizes that were learned.
+            diverge), ``gradient_norm`` (theta's and phi's together, before clipping), ``horizon`` where it is learned, and
+            ``validation`` where there is one: NaN where it was not measured, infinite where a task diverged.
+        method: the method, with the horizon or the step sizes that were learned, those that belong to theta.
+        phi: the meta-parameters (M,) that belong to theta, or ``None``.
+        last_theta, last_phi, last_method: those after the last meta step.
+        best_step: the meta step after which theta was found; ``None`` without a validation, or with none that was finite.
 
-    >>> import pandas
     >>> from amaml_core import MAML
-    >>> FitResult(torch.zeros(3), pandas.DataFrame({"meta_step": [1], "query_loss": [0.5]}), MAML()).theta.shape
+    >>> theta, history = torch.zeros(3), pd.DataFrame({"meta_step": [1], "query_loss": [0.5]})
+    >>> FitResult(theta, history, MAML(), last_theta=theta, last_method=MAML()).theta.shape
     torch.Size([3])
     """
 
     theta: Tensor
     history: pd.DataFrame
     method: Method
+    last_theta: Tensor
+    last_method: Method
+    phi: Tensor | None = None
+    last_phi: Tensor | None = None
+    best_step: int | None = None
 
 
 def fit(
     method: Method,
     problem: Problem,
-    sampler: Callable[[torch.Generator], Tasks],
+    sampler: Callable[[torch.Generator], Ragged],
     meta_steps: int,
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None,
+    optimizer: MakeOptimizer | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
     theta: Tensor | None = None,
     progress: bool = True,
     learn: str | None = None,
+    *,
+    phi: Tensor | None = None,
+    scheduler: MakeScheduler | None = None,
+    clip_norm: float | None = None,
+    validation: Ragged | None = None,
+    validate_every: int = 100,
+    metric: Metric | None = None,
+    lower_is_better: bool = True,
+    patience: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    multi_step: int = 0,
 ) -> FitResult:
     """Meta-train the initialisation. Frozen parameters (``requires_grad=False``) keep their values to the bit.
 
     Args:
         method: gives the meta-gradient; see :func:`amaml_core.meta_gradient`.
         problem: model and loss.
-        sampler: ``sampler(generator) -> Tasks`` draws a meta-batch.
+        sampler: ``sampler(generator) -> Tasks`` draws a meta-batch, or a list of Tasks of different sizes.
         meta_steps: number of meta updates.
         optimizer: ``optimizer([theta])`` builds a torch optimiser, for example ``lambda p: torch.optim.SGD(p, lr=0.01)``;
-            Adam with learning rate 1e-3 by default. It is tried out on a copy first.
+            Adam with learning rate 1e-3 by default. The list is ``[theta, phi]`` where phi is given, followed by what is learned
+            of the method: ``lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:], "lr": 0.01}])`` gives theta and the
+            others different rates. It is tried out on a copy first.
         checkpoint: a safetensors file that is written every half minute, at an interrupt and at the end. If it exists, training
-            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler
-            or seed is refused, with what differs.
+            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler,
+            validation or seed is refused, with what differs.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
         learn: what of the method to learn along with theta, by the same optimiser, in its logarithm (so it stays
             positive): for A-MAML ``"horizon"``, or ``"step_sizes"`` (K, G), whose start is then given.
+        phi: meta-parameters (M,) of the loss or of the method, where to start; trained along with theta.
+        scheduler: ``scheduler(optimizer)`` builds a torch scheduler of the learning rate, for example
+            ``lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=1000)``. It steps once in each meta step;
+            ``ReduceLROnPlateau`` after each validation, with its value.
+        clip_norm: shrink the meta-gradient to at most this norm, theta's and phi's part together.
+        validation: tasks, or a list of Tasks of different sizes, that tell the best theta: the one that is returned.
+        validate_every: after how many meta steps to measure; the last one is measured in any case.
+        metric: of the validation, as in :func:`amaml_core.evaluate`, on the query sets after the method's own adaptation,
+            as a mean over tasks; the query loss by default.
+        lower_is_better: whether less of the metric is better.
+        patience: stop after so many validations in a row without a better one.
+        callbacks: functions that are called with a :class:`MetaStep` after each meta step, to log or to plot it. One that
+            raises :class:`StopTraining` ends the training. What they return plays no part, and neither do they in the
+            identity of a run: training goes on from a checkpoint with others.
+        multi_step: MAML++'s multi-step loss, for a method with ``query_weights``: over so many meta steps the weights of the
+            query loss after each of the K inner steps go from 1/K each to (0, ..., 0, 1).
 
     Raises:
         DivergenceError: loss, adapted parameters or gradient are not finite.
-        TypeError: the optimiser cannot step on one gradient, or has a state that a checkpoint cannot hold.
+        TypeError: an argument of another kind, or the optimiser cannot step on one gradient, or optimiser or scheduler have a
+            state that a checkpoint cannot hold.
         OSError: the checkpoint cannot be written, which is tried first.
-        ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold, or
-            the method cannot learn what it should.
+        ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold,
+            the method cannot learn what it should, or arguments that cannot work or do not go together.
 
-    >>> from amaml_core import FOMAML
+    >>> from amaml_core import FOMAML, Tasks
     >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
     >>> sampler = lambda generator: Tasks(*torch.randn(4, 3, 2, 1, generator=generator))
     >>> fit(FOMAML(), problem, sampler, meta_steps=5, progress=False).history.columns.tolist()
     ['meta_step', 'query_loss', 'gradient_norm']
+    >>> tasks = sampler(torch.Generator().manual_seed(1))
+    >>> found = fit(FOMAML(), problem, sampler, 20, progress=False, validation=tasks, validate_every=5, patience=2)
+    >>> found.best_step in (5, 10, 15, 20)
+    True
     """
     if meta_steps != int(meta_steps) or meta_steps < 1:
         raise ValueError(f"meta_steps must be a whole number of at least 1, not {meta_steps}")
-    theta = problem.initial_parameters() if theta is None else theta.detach().clone()
-    start, free = theta.clone(), problem.free()
-    learned = None if learn is None else _Learned(method, learn)
-    parameters = [p.requires_grad_() for p in (theta, *([] if learned is None else [learned.logarithm]))]
+    check_functions(callbacks, sampler=sampler, optimizer=optimizer, scheduler=scheduler)
+    watched = Validation(validation, validate_every, metric, lower_is_better, patience)
+    learned = None if learn is None else Learned(method, learn)
+    method_at = methods(method, learned, multi_step)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
-    _try_out(make, parameters)
-    outer = make(parameters)
-    generator = torch.Generator().manual_seed(seed)
-    rows: list[tuple[float, ...]] = []  # (query loss, gradient norm, and what is learned if it is one number) of each meta step
+    outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
+    watched.try_out(method, problem, outer)
+    path, identity = None, {}
+    if checkpoint is not None:
+        path, settings = Path(checkpoint), {"method": method, "learn": learn, "multi_step": multi_step, "scheduler": scheduler}
+        identity = identity_of(problem, sampler, outer, settings | {"validation": watched or None, "seed": seed})
+        tasks = try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
+        checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
+    run = Run(outer, Best(watched), seed, path, identity)
+    run.load(meta_steps)
+    run.save()  # a file that cannot be written is better known now
 
-    mark = generator.get_state()  # that belongs to the rows
-    path = None if checkpoint is None else Path(checkpoint)
-    if path is not None:
-        identity = _identity(method, problem, sampler, outer, seed, theta, learn)
-        _try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
-        if path.exists():
-            state = checkpoints.load(path, identity)
-            if len(state["rows"]) > meta_steps:
-                raise ValueError(
-                    f"{path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
-                    "delete it or choose another file"
-                )
-            rows = [tuple(row) for row in state["rows"].tolist()]
-            for p, kept in zip(parameters, state["parameters"], strict=True):
-                p.data.copy_(kept)
-            _restore(outer, state["optimizer"])
-            mark = state["generator"]
-            generator.set_state(mark)
-
-    def save() -> None:
-        if path is not None:
-            now = {"parameters": [p.data for p in parameters], "rows": np.array(rows), "generator": mark}
-            checkpoints.save(path, identity, now | {"optimizer": outer.state_dict()})
-
-    save()  # a file that cannot be written is better known now
-    saved_at, updating = time.monotonic(), False
-    bar = tqdm(total=meta_steps, initial=len(rows), desc=type(method).__name__, disable=None if progress else True)
+    measure = lambda: watched.measure(outer.method(method), problem, outer)  # noqa: E731
+    saved_at, stopped, last = time.monotonic(), False, None
+    bar = tqdm(total=meta_steps, initial=len(run.rows), desc=type(method).__name__, disable=None if progress else True)
     try:
-        while len(rows) < meta_steps:
-            current = method if learned is None else learned.method(sensitivities=True)
-            estimate, row = _estimate(current, problem, sampler(generator), theta, len(rows) + 1)
-            updating = True
-            theta.grad = estimate.gradient
-            if learned is not None:
-                row = (*row, *learned.take(estimate.stats))
-            outer.step()
-            if free is not None:  # some optimisers move what has no gradient: weight decay does
-                theta.data = torch.where(free, theta.data, start)
-            rows.append(row)
-            mark = generator.get_state()
-            updating = False
+        while len(run.rows) < meta_steps and not stopped and not run.best.in_vain:
+            began, lr, number = time.monotonic(), outer.lr, len(run.rows) + 1
+            estimate, row = _estimate(method_at(number), problem, sampler(run.generator), outer, number)
+            with run.update():
+                outer.update(estimate)
+                seconds = time.monotonic() - began
+                value = measure() if watched.turn(number) else None
+                run.take(row, value)
+            if watched and value is None and number == meta_steps:
+                value = last = measure()  # out of turn, so no part of the state: there may be more meta steps one day
             bar.update()
-            bar.set_postfix(query_loss=f"{row[0]:.4g}", refresh=False)
+            bar.set_postfix(query_loss=f"{row['query_loss']:.4g}", refresh=False)
+            if callbacks:
+                theta, phi = outer.theta.clone(), None if outer.phi is None else outer.phi.clone()
+                stopped = tell(callbacks, MetaStep(number, theta, phi, row["query_loss"], row["gradient_norm"], value, lr, seconds))
             if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                save()
+                run.save()
                 saved_at = time.monotonic()
     finally:
         bar.close()
-        if not updating:  # an interrupt amid an update leaves the last checkpoint standing
-            save()
-    history = pd.DataFrame(rows, columns=["query_loss", "gradient_norm", learn][: len(rows[0])])
-    history.insert(0, "meta_step", np.arange(1, len(rows) + 1))
-    return FitResult(theta.detach(), history, method if learned is None else learned.method())
+        run.save()
+    if watched and not watched.turn(len(run.rows)):  # after the last save
+        run.rows[-1]["validation"] = measure() if last is None else last
+        run.best.take(len(run.rows), run.rows[-1]["validation"], outer.copies())
+    best, end = run.best, outer.copies()
+    theta, phi, found = outer.unpack(best.parameters if best.step else end, method)
+    last_theta, last_phi, last_method = outer.unpack(end, method)
+    return FitResult(theta, run.history(), found, last_theta, last_method, phi, last_phi, best.step)
 
 
-class _Learned:
-    """An entry of a method that is learned beside theta: its logarithm () or (K, G), on the CPU in double precision.
-
-    Raises:
-        ValueError: the method cannot learn it, or has no value to start from.
-    """
-
-    def __init__(self, method: Any, name: str) -> None:
-        learnable = getattr(method, "learnable", {})
-        if name not in learnable:
-            raise ValueError(f"learn must be one of {tuple(learnable)} for {type(method).__name__}, not {name!r}")
-        if method.fixed(name) or getattr(method, name) is None:
-            raise ValueError(f"learn={name!r} needs a value to start from, and nothing that stands in its place: {method!r}")
-        self.start, self.name, self.gradient = method, name, learnable[name]
-        self.logarithm = torch.as_tensor(getattr(method, name), dtype=torch.float64).detach().cpu().log()
-
-    def method(self, **more: Any) -> Method:
-        """The method at the present value."""
-        return replace(self.start, **{self.name: self.logarithm.detach().exp()}, **more)
-
-    def take(self, stats: Diagnostics) -> tuple[float, ...]:
-        """Take the gradient from a meta-gradient's diagnostics, and give the value if it is one number."""
-        value = self.logarithm.detach().exp()
-        self.logarithm.grad = value * stats[self.gradient].mean(0).to(value)  # d/d(log x) = x d/dx
-        return (value.item(),) if value.ndim == 0 else ()
-
-
-def _try_out(make: Callable, parameters: list[Tensor]) -> None:
-    """One step of the optimiser on copies, before any work is done.
-
-    Raises:
-        TypeError: it needs more than a gradient, or its state cannot be saved.
-    """
-    copies = [p.detach().clone().requires_grad_() for p in parameters]
-    trial = make(copies)
-    for p in copies:
-        p.grad = torch.zeros_like(p)
-    try:
-        trial.step()
-    except TypeError as error:
-        raise TypeError(
-            f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient, and calls step() ({error})"
-        ) from error
-    checkpoints.flatten(trial.state_dict(), {}, type(trial).__name__)
-
-
-def _try_sampler(sampler: Callable, generator: torch.Generator, identity: dict[str, str]) -> None:
-    """One draw, to see that nothing but the generator moves on.
-
-    Raises:
-        ValueError: the sampler has a state of its own, or draws from PyTorch's, so that a run could not be resumed.
-    """
-    before = torch.get_rng_state()
-    sampler(generator)
-    changed = [key for key, value in describe(sampler, "sampler").items() if identity.get(key) != value]
-    if not torch.equal(before, torch.get_rng_state()):
-        changed.append("PyTorch's own generator")
-    if changed:
-        raise ValueError(
-            f"the sampler has a state that a checkpoint does not hold ({changed[0]} moved on with a draw); draw from the given "
-            "generator alone, and let names of caches start with an underscore"
-        )
-
-
-def _restore(outer: torch.optim.Optimizer, state: dict) -> None:
-    """Load a state to the bit: ``load_state_dict`` alone casts some of it to the dtype of the parameters."""
-    outer.load_state_dict(state)
-    parameters = [p for group in outer.param_groups for p in group["params"]]
-    for number, entries in state["state"].items():
-        own = outer.state[parameters[number]]
-        own.update({key: value.to(own[key].device) for key, value in entries.items() if isinstance(value, Tensor)})
-
-
-def _identity(method, problem, sampler, outer, seed, theta, learn) -> dict[str, str]:
-    """All that the result of a run depends on, the number of meta steps aside."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in outer.param_groups]
-    entries = {
-        "method": method, "model": problem.model, "loss": problem.loss, "seed": seed, "learn": learn, "theta": theta,
-        "optimizer": {"class": type(outer), "settings": groups},
-    }  # fmt: skip
-    # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
-    return describe(entries) | describe(sampler, "sampler")
-
-
-def _estimate(method: Any, problem: Problem, tasks: Tasks, theta: Tensor, number: int) -> tuple[MetaGradient, tuple[float, ...]]:
+def _estimate(method: Any, problem: Problem, tasks: Ragged, outer: OuterLoop, number: int) -> tuple[MetaGradient, dict[str, float]]:
     """The meta-gradient of one meta step, and its row of the history."""
     try:
-        estimate = meta_gradient(method, problem, theta.detach(), tasks)
+        estimate = meta_gradient(method, problem, outer.theta, tasks, outer.phi)
     except DivergenceError as error:
         raise DivergenceError(f"meta step {number} of {type(method).__name__}: {error}") from error
     kept = slice(None) if estimate.stats.diverged is None else ~estimate.stats.diverged
-    return estimate, (estimate.query_loss[kept].mean().item(), estimate.gradient.norm().item())
+    learned = {} if outer.learned is None else outer.learned.number  # what the step is taken with
+    return estimate, {
+        "query_loss": estimate.query_loss[kept].mean().item(),
+        "gradient_norm": gradient_norm(estimate),
+        **learned,
+    }

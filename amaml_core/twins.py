@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.utils._pytree import tree_map
 
 # What every module has: dictionaries of hooks, most of them empty. And what neither is a tensor nor holds one.
 SHARED = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
@@ -57,6 +58,16 @@ def _replace(value: Any, held: dict[int, Any]) -> Any:
         entries.extend([_replace(entry, held) for entry in value])
         return entries
     return value.copy() if isinstance(value, set) else value
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """The model at one tensor, or at the tensors of a tuple or a dictionary."""
+    return model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
+
+
+def part(given: Any, start: int, stop: int) -> Any:
+    """Some of the tasks of tensors (B, ...), or of tuples and dictionaries of them."""
+    return tree_map(lambda tensor: tensor[start:stop], given)
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

@@ -34,8 +34,9 @@ from amaml_core import (
     meta_gradient,
 )
 from amaml_core import adjoint as adjoint_module
-from amaml_core.chain import Gradients, hermite
+from amaml_core.chain import Gradients
 from amaml_core.flow import adaptive_grid, runge_kutta_step
+from amaml_core.kernel import hermite
 
 
 def gradient(method, problem, theta, tasks):
@@ -64,7 +65,7 @@ class Counter:
     """A chain of trivial steps that counts what a memory strategy does with it."""
 
     def __init__(self, steps):
-        self.steps, self.theta = steps, torch.zeros(1, 1, dtype=F64)
+        self.steps, self.initial = steps, torch.zeros(1, 1, dtype=F64)
         self.forwards, self.backwards = 0, []
 
     def __len__(self):

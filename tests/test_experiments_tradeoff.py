@@ -98,7 +98,7 @@ def test_implicit_pullback_solves_its_system_at_the_end_of_the_plain_descent():
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="every to divide steps"):
         Thinned(LR, 6, 4)
-    with pytest.raises(ValueError, match="solver must be one of"):
+    with pytest.raises(ValueError, match="adjoint must be one of"):
         Thinned(LR, 6, 2, "Dopri5")
     with pytest.raises(ValueError, match="1 <= last"):
         Truncated(LR, 6, 7)

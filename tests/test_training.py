@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from amaml_core import (
     MAML,
     AdamAdaptation,
     DivergenceError,
+    Dopri5,
     Euler,
     Problem,
     Reptile,
@@ -26,6 +28,7 @@ from amaml_core import (
     records,
     training,
 )
+from amaml_core.loop import StopTraining
 from amaml_core.meta import meta_gradient
 
 F64 = torch.float64
@@ -267,3 +270,399 @@ def test_brief_leaves_defaults_out_and_can_be_read_back():
     for method in (AMAML(5.0, Euler(7)), AMAML(0.5, proximal=0.1), MAML(0.1, 5), IMAML(regularization=1.0)):
         assert eval(records.brief(method)) == method
     assert records.brief(AMAML(5.0, Euler(7))) == "AMAML(horizon=5.0, solver=Euler(steps=7))"
+
+
+# ----------------------------------------------- schedulers, clipping, validation, callbacks, the multi-step loss, meta-parameters
+
+METHOD = MAML(0.05, 3)
+HELD_OUT = lines(torch.Generator().manual_seed(99))
+schedulers = torch.optim.lr_scheduler
+
+
+def spoilt(**change):
+    return Tasks(**{name: change.get(name, value) for name, value in vars(HELD_OUT).items()})
+
+
+def sgd(lr=0.2):
+    return lambda p: torch.optim.SGD(p, lr=lr)
+
+
+def train(meta_steps=6, method=METHOD, loss=mse_loss, sampler=lines, optimizer=None, **options):
+    return fit(method, Problem(network(), loss), sampler, meta_steps, optimizer or sgd(), progress=False, **options)
+
+
+def descent(rate, meta_steps=6, method=METHOD):
+    """theta after each step of gradient descent along the meta-gradient, from the first on, and the gradients' norms."""
+    p, generator = problem(), torch.Generator().manual_seed(0)
+    path, norms = [p.initial_parameters()], []
+    for k in range(meta_steps):
+        gradient = meta_gradient(method, p, path[-1], lines(generator)).gradient
+        norms.append(gradient.norm().item())
+        path.append(path[-1] - rate(k, norms[-1]) * gradient)
+    return path[1:], norms
+
+
+def held_out_loss(theta, method=METHOD):
+    return meta_gradient(method, problem(), theta, HELD_OUT).query_loss.mean().item()
+
+
+def same(one, other):
+    vectors = [[getattr(result, name) for name in ("theta", "phi", "last_theta", "last_phi")] for result in (one, other)]
+    return (
+        all(a is b or torch.equal(a, b) for a, b in zip(*vectors, strict=True))
+        and one.history.equals(other.history)
+        and one.best_step == other.best_step
+        and repr((one.method, one.last_method)) == repr((other.method, other.last_method))
+    )
+
+
+def test_a_scheduler_steps_once_in_each_meta_step():
+    result = train(scheduler=lambda o: schedulers.StepLR(o, step_size=2, gamma=0.5))
+    path, _ = descent(lambda k, norm: 0.2 * 0.5 ** (k // 2))
+    assert torch.allclose(result.theta, path[-1], rtol=1e-12)
+    assert torch.equal(result.theta, result.last_theta) and result.best_step is None
+
+
+def test_a_gradient_is_shrunk_to_the_clipping_norm_and_the_history_tells_what_it_was():
+    bound = np.median(train().history.gradient_norm)
+    path, norms = descent(lambda k, norm: 0.2 * min(1.0, bound / norm))
+    assert min(norms) < bound < max(norms)
+    result = train(clip_norm=bound)
+    assert torch.allclose(result.theta, path[-1], rtol=1e-12) and np.allclose(result.history.gradient_norm, norms, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_validation_is_the_query_loss_after_the_methods_own_adaptation(method):
+    result, alone = train(7, method, validation=HELD_OUT, validate_every=3), train(7, method)
+    path, _ = descent(lambda k, norm: 0.2, 7, method)
+    measured = [2, 5, 6]  # every third, and the last
+    expected = [held_out_loss(path[k], method) for k in measured]
+    assert result.history.validation.notna().to_numpy().nonzero()[0].tolist() == measured
+    assert np.allclose(result.history.validation[measured], expected, rtol=1e-9)
+    assert torch.equal(result.last_theta, alone.theta)  # measuring changes nothing
+    assert result.history.drop(columns="validation").equals(alone.history)
+
+
+@pytest.mark.parametrize("options", [{}, {"metric": metrics.rmse, "lower_is_better": False}], ids=["least", "most"])
+def test_the_best_theta_is_kept(options):
+    up_and_down = dict(optimizer=sgd(1.0), validation=HELD_OUT, validate_every=1)
+    result = train(12, **up_and_down, **options)
+    column, path = result.history.validation, []
+    train(12, optimizer=sgd(1.0), callbacks=[lambda step: path.append(step.theta)])
+    assert result.best_step == 1 + (column.argmax() if options else column.argmin()) != 12
+    assert torch.equal(result.theta, path[result.best_step - 1]) and torch.equal(result.last_theta, path[-1])
+
+
+def test_a_metric_is_measured_as_evaluate_does():
+    result = train(4, validation=HELD_OUT, metric=metrics.rmse)
+    table = evaluate(METHOD, problem(), result.theta, HELD_OUT, metrics.rmse, steps=(3,))
+    assert result.history.validation[3] == pytest.approx(table["query"].mean(), rel=1e-12)
+
+
+class Uphill(torch.optim.SGD):
+    """Makes it worse and worse."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            p.grad = -p.grad
+        super().step()
+
+
+WORSE = dict(
+    sampler=lambda generator: HELD_OUT, optimizer=lambda p: Uphill(p, lr=0.02), validation=HELD_OUT, validate_every=2
+)  # fmt: skip
+
+
+def test_training_stops_when_patience_is_at_its_end(tmp_path):
+    path = tmp_path / "theta.safetensors"
+    result = train(40, **WORSE, patience=3, checkpoint=path)
+    assert len(result.history) == 8 and result.best_step == 2
+    assert same(train(50, **WORSE, patience=3, checkpoint=path), result)  # where it stays
+    assert len(train(12, **WORSE).history) == 12
+
+
+def test_a_plateau_scheduler_follows_the_validation():
+    steps = []
+    result = train(
+        10, **WORSE, scheduler=lambda o: schedulers.ReduceLROnPlateau(o, factor=0.5, patience=1), callbacks=[steps.append]
+    )
+    values = [step.validation for step in steps if step.validation is not None]
+    assert values == sorted(values) == result.history.validation.dropna().tolist()
+    assert [step.lr for step in steps] == [0.02] * 6 + [0.01] * 4  # the third validation is the second in vain
+
+
+@pytest.mark.parametrize(
+    "method", [METHOD, AMAML(0.15, Euler(3)), AMAML(0.15, Euler(3), on_divergence="skip")], ids=["MAML", "raise", "skip"]
+)
+def test_a_task_that_diverges_makes_a_validation_the_worst(method):
+    far = spoilt(support_y=HELD_OUT.support_y * torch.tensor([1.0, 1.0, 1e200, 1.0], dtype=F64)[:, None, None])
+    for options, worst in (({}, math.inf), ({"metric": metrics.rmse, "lower_is_better": False}, -math.inf)):
+        result = train(3, method, validation=far, validate_every=2, **options)
+        assert result.history.validation[1:].tolist() == [worst, worst]
+        assert result.best_step is None and torch.equal(result.theta, result.last_theta)
+
+
+def test_callbacks_are_told_what_the_history_holds():
+    told, other = [], []
+    result = train(5, validation=HELD_OUT, validate_every=2, callbacks=[told.append, other.append])
+    path, _ = descent(lambda k, norm: 0.2, 5)
+    assert [step.meta_step for step in told] == [1, 2, 3, 4, 5] and told == other
+    for step, theta, row in zip(told, path, result.history.itertuples(), strict=True):
+        assert torch.allclose(step.theta, theta, rtol=1e-12) and step.phi is None and step.lr == 0.2 and step.seconds > 0
+        assert (step.query_loss, step.gradient_norm) == (row.query_loss, row.gradient_norm)
+        assert step.validation == row.validation if step.meta_step in (2, 4, 5) else step.validation is None
+
+
+def test_a_callback_stops_training_and_what_it_raises_else_leaves_a_checkpoint(tmp_path):
+    def stop(step):
+        if step.meta_step == 4:
+            raise StopTraining
+
+    def fail(step):
+        if step.meta_step == 6:
+            raise OSError("no space for the log")
+
+    told, path = [], tmp_path / "theta.safetensors"
+    options = dict(validation=HELD_OUT, validate_every=3)
+    stopped = train(9, **options, callbacks=[stop, told.append], checkpoint=path)
+    assert len(stopped.history) == len(told) == 4 and stopped.history.validation.count() == 2
+    assert same(stopped, train(4, **options))
+    with pytest.raises(OSError, match="no space"):
+        train(9, **options, callbacks=[fail], checkpoint=path)
+    assert same(train(6, **options, checkpoint=path), train(6, **options))
+    assert same(train(9, **options, checkpoint=path), train(9, **options))
+
+
+SCHEDULES = {
+    "StepLR": lambda o: schedulers.StepLR(o, 2), "MultiStepLR": lambda o: schedulers.MultiStepLR(o, [2, 5]),
+    "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda k: 1 / (1 + k)), "OneCycleLR": lambda o: schedulers.OneCycleLR(o, 0.3, 20),
+    "CyclicLR": lambda o: schedulers.CyclicLR(o, 0.01, 0.3, 3), "LinearLR": lambda o: schedulers.LinearLR(o),
+    "restarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3),
+    "warm-up": lambda o: schedulers.SequentialLR(
+        o, [schedulers.LinearLR(o, 0.1, total_iters=4), schedulers.CosineAnnealingLR(o, 8)], [4]
+    ),
+    "chained": lambda o: schedulers.ChainedScheduler([schedulers.ConstantLR(o, 0.5, 3), schedulers.ExponentialLR(o, 0.9)], o),
+    "plateau": lambda o: schedulers.ReduceLROnPlateau(o, patience=0, threshold=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+@pytest.mark.filterwarnings("error")
+def test_runs_with_any_scheduler_resume_to_the_bit(name, lr, tmp_path):
+    path = tmp_path / "theta.safetensors"
+    adam = lambda p: torch.optim.Adam(p, lr=lr.clone() if isinstance(lr, torch.Tensor) else lr)  # noqa: E731
+    options = dict(optimizer=adam, scheduler=SCHEDULES[name], validation=HELD_OUT, validate_every=2, patience=9)
+    whole, rates = train(11, **options), []
+    for meta_steps in (3, 7, 11):  # two of which end with a validation out of turn
+        resumed = train(meta_steps, **options, checkpoint=path, callbacks=[lambda step: rates.append(step.lr)])
+        assert same(resumed, train(meta_steps, **options))
+    assert same(resumed, whole) and len(set(rates)) > 1
+
+
+@pytest.mark.parametrize("where", ["sampler", "metric", "callback"])
+def test_an_interrupt_anywhere_resumes_to_the_bit(where, tmp_path):
+    path = tmp_path / "theta.safetensors"
+    options = dict(validation=HELD_OUT, validate_every=2, patience=5, clip_norm=0.5, scheduler=SCHEDULES["warm-up"])
+
+    def run(at=None, **more):
+        sampler = Interrupted(lines, at if where == "sampler" else None)
+        metric = Interrupted(metrics.rmse, at if where == "metric" else None)
+        callbacks = [Interrupted(lambda step: None, at if where == "callback" else None)]
+        return train(9, **options, sampler=sampler, metric=metric, callbacks=callbacks, **more)
+
+    whole = run()
+    for at in (2, 3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(at, checkpoint=path)
+    assert same(run(checkpoint=path), whole)
+
+
+def test_what_is_learned_of_a_method_belongs_to_the_best_theta(tmp_path):
+    method = AMAML(0.05, Euler(3))
+    options = dict(learn="horizon", validation=HELD_OUT, validate_every=1, metric=metrics.rmse, lower_is_better=False)
+    result = train(12, method, **options)
+    assert result.best_step < 12
+    horizons = [*result.history.horizon[1:], result.last_method.horizon]  # after each step
+    assert result.method.horizon == pytest.approx(horizons[result.best_step - 1], rel=1e-15)
+    errors = evaluate(result.method, problem(), result.theta, HELD_OUT, metrics.rmse, steps=(3,))["query"]
+    assert errors.mean() == pytest.approx(result.history.validation.max(), rel=1e-12)
+    train(5, method, **options, checkpoint=tmp_path / "run")
+    assert same(train(12, method, **options, checkpoint=tmp_path / "run"), result)
+
+
+OTHERS = {
+    "scheduler": ({"scheduler": SCHEDULES["StepLR"]}, {"scheduler": lambda o: schedulers.StepLR(o, 3)}, "scheduler.*code"),
+    "no scheduler": ({}, {"scheduler": SCHEDULES["StepLR"]}, "scheduler: None there"),
+    "clipping": ({"clip_norm": 1.0}, {"clip_norm": 2}, "clip_norm: 1.0 there, 2.0 here"),
+    "turn": ({"validation": HELD_OUT}, {"validation": HELD_OUT, "validate_every": 9}, "validate_every: 100 there, 9 here"),
+    "tasks": ({"validation": HELD_OUT}, {"validation": HELD_OUT[:2]}, r"validation.0.support_x: torch.float64 \(4, 5, 1\)"),
+    "metric": ({"validation": HELD_OUT}, {"validation": HELD_OUT, "metric": metrics.rmse}, "metric: None there, .*rmse"),
+    "patience": ({"validation": HELD_OUT}, {"validation": HELD_OUT, "patience": 2}, "patience: None there, 2 here"),
+    "groups": (
+        {"optimizer": lambda p: torch.optim.SGD([{"params": p[:1], "lr": 0.1}, {"params": p[1:], "lr": 0.2}]), "learn": "horizon"},
+        {"optimizer": lambda p: torch.optim.SGD([{"params": p[1:], "lr": 0.1}, {"params": p[:1], "lr": 0.2}]), "learn": "horizon"},
+        r"optimizer.settings.0.params.0: 0 there, 1 here",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_other_settings_is_refused(name, tmp_path):
+    first, other, message = OTHERS[name]
+    path = tmp_path / "theta.safetensors"
+    train(2, METHODS[1], checkpoint=path, **first)
+    with pytest.raises(ValueError, match=f"belongs to another run(.|\n)*{message}"):
+        train(4, METHODS[1], checkpoint=path, **other)
+    assert same(train(4, METHODS[1], checkpoint=path, **first), train(4, METHODS[1], **first))
+
+
+PLATEAU = lambda o: schedulers.ReduceLROnPlateau(o)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"clip_norm": 0}, ValueError, "clip_norm > 0"), ({"clip_norm": "a"}, TypeError, "number for clip_norm"),
+        ({"validate_every": 0}, ValueError, "validate_every >= 1"), ({"validate_every": 1.5}, TypeError, "integer validate_every"),
+        ({"patience": 3}, ValueError, "need a validation"), ({"metric": metrics.rmse}, ValueError, "need a validation"),
+        ({"validation": HELD_OUT, "patience": 0}, ValueError, "patience >= 1"),
+        ({"validation": HELD_OUT, "lower_is_better": False}, ValueError, "without a metric the query loss"),
+        ({"validation": HELD_OUT, "metric": 3}, TypeError, "metric must be a function"),
+        ({"validation": HELD_OUT, "metric": mse_loss}, ValueError, "a metric must return the error of each of B=4 tasks"),
+        ({"validation": []}, ValueError, "holds no tasks"), ({"validation": 3}, TypeError, "Tasks or a list of Tasks, not 3"),
+        ({"validation": [HELD_OUT, 3]}, TypeError, "Tasks or a list of Tasks"),
+        ({"validation": HELD_OUT.to(dtype=torch.float32)}, ValueError, "float32"),
+        ({"validation": spoilt(query_y=torch.full((4, 5, 1), math.nan, dtype=F64))}, ValueError, "query_y holds NaN"),
+        ({"scheduler": PLATEAU}, ValueError, "ReduceLROnPlateau follows the validation"),
+        (
+            {"scheduler": PLATEAU, "validation": HELD_OUT, "metric": metrics.rmse, "lower_is_better": False},
+            ValueError, r"mode='min'\) goes against lower_is_better=False",
+        ),
+        ({"scheduler": lambda o: None}, TypeError, "scheduler must be a function that gives a torch LRScheduler, not NoneType"),
+        ({"scheduler": 0.5}, TypeError, "scheduler must be a function"), ({"callbacks": print}, TypeError, "a list of functions"),
+        ({"callbacks": [None]}, TypeError, r"callbacks\[0\] must be a function"),
+        ({"sampler": HELD_OUT}, TypeError, "sampler must be a function"),
+        ({"optimizer": lambda p: p}, TypeError, "optimizer must be a function that gives a torch Optimizer, not list"),
+        ({"theta": torch.zeros(3, dtype=F64)}, ValueError, r"P=25 parameters: it must be \(P,\)"),
+        ({"theta": 3}, TypeError, "theta must be a floating"), ({"phi": torch.tensor([1])}, TypeError, "phi must be a floating"),
+        ({"phi": torch.zeros(2, 2)}, ValueError, r"phi must be \(M"), ({"phi": torch.zeros(0)}, ValueError, r"phi must be \(M"),
+        ({"phi": torch.tensor([math.nan])}, ValueError, "phi must be .* finite"),
+        ({"phi": torch.ones(2)}, ValueError, r"phi is torch.float32 .* use phi.to\(theta\)"),
+        ({"multi_step": -1}, ValueError, "multi_step must be"), ({"multi_step": 0.5}, TypeError, "multi_step must be"),
+        ({"multi_step": 2, "method": Reptile(0.05, 3)}, ValueError, "multi_step sets the query_weights"),
+    ],
+)  # fmt: skip
+def test_arguments_that_cannot_work_are_refused_before_any_work(options, error, message, tmp_path):
+    drawn = []
+    with pytest.raises(error, match=message):
+        train(checkpoint=tmp_path / "run", **{"sampler": lambda g: drawn.append(1) or lines(g)} | options)
+    assert drawn == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"phi": torch.ones(2, dtype=F64)}, ValueError, "phi enters nothing"),
+        ({"phi": torch.ones(2, dtype=F64), "method": Reptile(0.05, 3)}, ValueError, "no gradient with respect to phi"),
+        ({"sampler": lambda generator: (1, 2)}, TypeError, "tasks must be a Tasks"),
+        ({"sampler": lambda generator: lines(generator).to(dtype=torch.float32)}, ValueError, "float32"),
+    ],
+)
+def test_what_the_first_draw_shows_is_refused_before_a_file_is_written(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        train(checkpoint=tmp_path / "run", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def weighted(prediction, target, phi):
+    return (phi[0].exp() * (prediction - target).square() + phi[1] * prediction).mean()
+
+
+def with_phi():
+    return Problem(network(), weighted, query_loss=mse_loss)
+
+
+def two_rates(p):
+    return torch.optim.SGD([{"params": p[:1], "lr": 0.2}, {"params": p[1:], "lr": 0.5}])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_phi_is_trained_along_with_theta(clip_norm, tmp_path):
+    start, generator = torch.tensor([0.3, -0.2], dtype=F64), torch.Generator().manual_seed(0)
+    p, told = with_phi(), []
+    options = dict(phi=start, clip_norm=clip_norm, validation=HELD_OUT, validate_every=2, progress=False)
+    result = fit(METHOD, p, lines, 7, two_rates, callbacks=[told.append], **options)
+    theta, phi = p.initial_parameters(), start
+    for step in told:
+        estimate = meta_gradient(METHOD, p, theta, lines(generator), phi=phi)
+        norm = math.hypot(estimate.gradient.norm(), estimate.phi_gradient.norm())
+        shrink = 1.0 if clip_norm is None else min(1.0, clip_norm / norm)
+        theta, phi = theta - 0.2 * shrink * estimate.gradient, phi - 0.5 * shrink * estimate.phi_gradient
+        assert torch.allclose(step.theta, theta, rtol=1e-10) and torch.allclose(step.phi, phi, rtol=1e-10)
+        assert step.gradient_norm == pytest.approx(norm, rel=1e-10)
+        if step.validation is not None:
+            expected = meta_gradient(METHOD, p, theta, HELD_OUT, phi=phi).query_loss.mean().item()
+            assert step.validation == pytest.approx(expected, rel=1e-10)
+    assert torch.equal(result.last_phi, told[-1].phi) and torch.equal(result.phi, told[result.best_step - 1].phi)
+    assert torch.equal(start, torch.tensor([0.3, -0.2], dtype=F64)) and (result.phi != start).all()
+    for meta_steps in (3, 7):
+        resumed = fit(METHOD, with_phi(), lines, meta_steps, two_rates, tmp_path / "run", **options)
+    assert same(resumed, result)
+    with pytest.raises(ValueError, match="belongs to another run:\n  phi: torch.float64"):
+        fit(METHOD, with_phi(), lines, 9, two_rates, tmp_path / "run", **options | {"phi": start + 1})
+
+
+def test_step_sizes_are_trained_as_meta_parameters():
+    method, p = AMAML(0.15, Euler(3), step_sizes=lambda phi: phi.exp()[None]), problem()
+    start = torch.full((p.size,), math.log(0.05), dtype=F64)  # Meta-SGD: one for each parameter
+    result = fit(method, p, lines, 1, sgd(), phi=start, validation=HELD_OUT, progress=False)
+    expected = meta_gradient(method, p, p.initial_parameters(), lines(torch.Generator().manual_seed(0)), phi=start)
+    assert torch.allclose(result.phi, start - 0.2 * expected.phi_gradient, rtol=1e-12)
+    after = meta_gradient(method, p, result.theta, HELD_OUT, phi=result.phi).query_loss.mean().item()
+    assert result.history.validation[0] == pytest.approx(after, rel=1e-12)
+    with pytest.raises(ValueError, match="learn='step_sizes' needs a value to start from"):
+        train(1, method, learn="step_sizes")
+
+
+def test_phi_goes_with_what_is_learned_of_the_method():
+    start, method, p = torch.tensor([0.3, -0.2], dtype=F64), AMAML(0.15, Euler(3), sensitivities=True), with_phi()
+    result = fit(method, p, lines, 1, sgd(), phi=start, learn="horizon", progress=False)
+    estimate = meta_gradient(method, p, p.initial_parameters(), lines(torch.Generator().manual_seed(0)), phi=start)
+    assert torch.allclose(result.phi, start - 0.2 * estimate.phi_gradient, rtol=1e-12)
+    rise = 0.2 * 0.15 * estimate.stats["horizon_gradient"].mean().item()
+    assert result.method.horizon == pytest.approx(0.15 * math.exp(-rise), rel=1e-12)
+
+
+def ragged(generator):
+    tasks = lines(generator)
+    return [Tasks(*(t[:1, :3] for t in tasks.tensors)), tasks[1:]]
+
+
+def test_tasks_of_different_sizes_count_alike(tmp_path):
+    groups = ragged(torch.Generator().manual_seed(5))
+    for options in ({}, {"metric": metrics.rmse}):
+        result = train(4, sampler=ragged, validation=groups, **options)
+        p = problem()
+        found = [meta_gradient(METHOD, p, result.last_theta, group) for group in groups]
+        errors = torch.cat([e.query_loss.sqrt() if options else e.query_loss for e in found])
+        assert result.history.validation[3] == pytest.approx(errors.mean().item(), rel=1e-10)
+        train(2, sampler=ragged, validation=groups, checkpoint=tmp_path / f"run{len(options)}", **options)
+        assert same(train(4, sampler=ragged, validation=groups, checkpoint=tmp_path / f"run{len(options)}", **options), result)
+
+
+def test_the_multi_step_loss_moves_to_the_last_step(tmp_path):
+    method, p, generator = AMAML(0.2, Euler(4)), problem(), torch.Generator().manual_seed(0)
+    result = train(5, method, multi_step=3)
+    theta = p.initial_parameters()
+    for weights in ([1 / 4] * 4, [1 / 6] * 3 + [1 / 2], [1 / 12] * 3 + [3 / 4], None, None):
+        weights = None if weights is None else torch.tensor(weights, dtype=F64)
+        theta = theta - 0.2 * meta_gradient(replace(method, query_weights=weights), p, theta, lines(generator)).gradient
+    assert torch.allclose(result.theta, theta, rtol=1e-11) and repr(result.method) == repr(method)
+    train(2, method, multi_step=3, checkpoint=tmp_path / "run")
+    assert same(train(5, method, multi_step=3, checkpoint=tmp_path / "run"), result)
+    with pytest.raises(ValueError, match="multi_step: 3 there, 4 here"):
+        train(5, method, multi_step=4, checkpoint=tmp_path / "run")
+    for other in (replace(method, query_weights=torch.ones(4) / 4), AMAML(0.2, Dopri5())):
+        with pytest.raises(ValueError, match="multi_step sets the query_weights"):
+            train(5, other, multi_step=3)

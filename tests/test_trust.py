@@ -684,7 +684,7 @@ def test_evaluation_after_a_divergence_measures_nothing(metric):
 
 def test_thousands_of_snapshots_need_no_recursion():
     class Steps:
-        theta, kept = torch.zeros(1), []
+        initial, kept = torch.zeros(1), []
 
         def __len__(self):
             return 5000

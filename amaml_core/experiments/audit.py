@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from .. import AMAML, MAML, Checkpoint, Euler, Heun, Problem, evaluate, fit, meta_gradient, metrics
-from ..chain import Chain, Kernel, batched, chain
+from ..chain import Chain, batched, chain
 from ..evaluation import AdamAdaptation
-from ..flow import FixedStep, Tableau
+from ..flow import RungeKutta, Tableau
+from ..kernel import Kernel
 from ..samplers import PoolSampler, Standardisation, make_function_tasks
 from ..samplers.draws import uniform
 from ..tasks import Tasks
@@ -54,7 +55,7 @@ SHOTS = 50
 
 
 @dataclass(frozen=True)
-class ThreeEighths(FixedStep):
+class ThreeEighths(RungeKutta):
     """Kutta's 3/8 rule, of fourth order: what torchdiffeq calls ``rk4``."""
 
     tableau: ClassVar[Tableau] = Tableau(a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8))

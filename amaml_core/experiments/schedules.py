@@ -36,7 +36,7 @@ class _NoteTaker:
     """A chain whose states are their own numbers, and which writes down its calls."""
 
     steps: int
-    theta: Tensor = field(default_factory=lambda: torch.zeros(1, 1))
+    initial: Tensor = field(default_factory=lambda: torch.zeros(1, 1))
     calls: list[Call] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -51,8 +51,9 @@ from .. import (
     meta_gradient,
     metrics,
 )  # fmt: skip
-from ..chain import Chain, Kernel, batched, chain
+from ..chain import Chain, batched, chain
 from ..flow import DivergenceError, FixedStep
+from ..kernel import Kernel
 from ..meta import Method
 from ..methods.descent import Descent
 from ..samplers import PoolSampler, make_function_pools
@@ -86,19 +87,19 @@ class Thinned(Descent):
     Args:
         lr, steps: of the descent, :math:`\alpha` and K.
         every: m, a divisor of K.
-        solver: the name of the adjoint's Runge-Kutta method.
+        adjoint: the name of the adjoint's Runge-Kutta method.
 
     Raises:
         ValueError: ``every`` does not divide ``steps``, or an unknown solver.
     """
 
     every: int = 1
-    solver: str = "Heun"
+    adjoint: str = "Heun"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {tuple(SOLVERS)}, not {self.solver!r}")
+        if self.adjoint not in SOLVERS:
+            raise ValueError(f"adjoint must be one of {tuple(SOLVERS)}, not {self.adjoint!r}")
         if self.every < 1 or self.steps % self.every:
             raise ValueError(f"Thinned needs every to divide steps={self.steps}, not {self.every}")
 
@@ -111,7 +112,7 @@ class Thinned(Descent):
             if k % self.every == 0:
                 kept[k // self.every] = u
             u = descent.forward(k, u)
-        kernel = Kernel(problem, SOLVERS[self.solver].tableau, continuous=True)
+        kernel = Kernel(problem, SOLVERS[self.adjoint].tableau, continuous=True)
         flow = chain(kernel, theta, tasks, self.lr * self.every, self.steps // self.every)
 
         def pullback(gradient: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class Truncated(Descent):
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
         descent = self.chain(problem, theta, tasks)
         u = descent.advance(0, self.steps - self.last, descent.theta)
-        last = Chain(descent.kernel, u, descent.step_sizes[: self.last], descent.data)
+        last = replace(descent, theta=u, step_sizes=descent.step_sizes[: self.last])
         end, sweep = Store().solve(last)
         return end, lambda gradient: sweep(gradient).lam
 
@@ -174,9 +175,8 @@ class Swapped(Descent):
 class PlainDescent(GradientDescent):
     """Gradient descent for iMAML's pullback, without iMAML's proximal term: it ends where the other candidates end."""
 
-    def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
-        descent = chain(Kernel(problem), theta, tasks, self.lr, self.steps)
-        return lambda u: descent.forward(0, u)
+    def chain(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None, steps: int) -> Chain:
+        return super().chain(problem, theta, tasks, 0.0, phi, steps)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from ..adjoint import Backsolve, Checkpoint, Store
-from ..chain import Chain, Kernel, batched, chain
+from ..chain import Chain, chain, repeat
 from ..checks import not_finite
-from ..flow import DivergenceError, Dopri5, Euler, FixedStep, adaptive_grid
+from ..flow import DivergenceError, Dopri5, Euler, FixedStep, RungeKutta, adaptive_grid
 from ..inner import InnerLoop
+from ..kernel import Kernel
 from ..meta import Diagnostics, Pullback
 from ..problem import Problem
 from ..settings import instance, one_of, positive
@@ -30,18 +32,24 @@ class AMAML:
 
     Args:
         horizon: T > 0, in units of learning rate times steps.
-        solver: the Runge-Kutta method; a fixed-step one has K steps of size T / K.
+        solver: the Runge-Kutta method, or an inner optimiser (``Momentum``, ``Adam``); one with fixed steps has K of size T / K.
         memory: what of the forward solve is kept for the backward sweep.
         adjoint: ``"discrete"``, the exact gradient of what the solver computed, or ``"continuous"``, the adjoint ODE solved
             by the same tableau on the same grid, the gradient of the flow up to the solver's order. ``Backsolve`` has no
             stored states to be exact about: it always solves the adjoint ODE.
         proximal: weight :math:`\mu \ge 0` of a proximal term :math:`\frac\mu2\|u-\theta\|^2` in the support loss.
         inner: minibatches, weight decay, frozen parameters, clipping.
-        step_sizes: (K, 1), or (K, G) with one column for each of the model's G parameter tensors; replaces T / K.
+        step_sizes: (K, 1), or (K, G) with one column for each of the model's G parameter tensors, or (K, P) with one for each
+            parameter; a single row (1, ...) serves for all steps. Replaces T / K. As a function ``phi (M,) -> step sizes`` it makes
+            them meta-parameters: ``lambda phi: phi.exp()[None]`` with M = P is Meta-SGD, ``lambda phi: phi.exp().view(K, G)`` the
+            step sizes of MAML++.
         sensitivities: also give ``stats["horizon_gradient"] (B,)``, d(query loss)/dT at fixed step ratios, and
             ``stats["step_size_gradient"] (B, K, G)``.
         on_divergence: ``"raise"``, or ``"skip"`` the tasks whose inner loop is not finite: they are left out of the mean, and
             ``stats["diverged"] (B,)`` marks them.
+        query_weights: (K,), weights of the query loss after each step, the multi-step loss of MAML++: a running cost beside the
+            terminal one, which adds its gradient to the adjoint state at every step. By default the last state alone is judged;
+            ``query_loss`` is that of the last state in any case.
 
     Raises:
         ValueError: settings that cannot work, or that do not go together.
@@ -58,9 +66,10 @@ class AMAML:
     adjoint: Literal["discrete", "continuous"] = "discrete"
     proximal: float = 0.0
     inner: InnerLoop = InnerLoop()
-    step_sizes: Tensor | None = None
+    step_sizes: Any = None  # kept as a tensor, or a function
     sensitivities: bool = False
     on_divergence: Literal["raise", "skip"] = "raise"
+    query_weights: Any = None  # kept as a tensor
     # what ``fit`` can learn, and where its gradient stands in the diagnostics
     learnable: ClassVar[dict[str, str]] = {"horizon": "horizon_gradient", "step_sizes": "step_size_gradient"}
 
@@ -74,87 +83,142 @@ class AMAML:
         one_of(self, "adjoint", ("discrete", "continuous"))
         one_of(self, "on_divergence", ("raise", "skip"))
         if self.adjoint == "continuous" or backsolve:
+            if not isinstance(self.solver, (RungeKutta, Dopri5)):
+                raise ValueError(
+                    f"{type(self.solver).__name__} discretises no gradient flow; use the discrete adjoint and stored states"
+                )
             if self.inner.clip_norm is not None:
                 raise ValueError("clipping breaks the adjoint ODE (its field is no gradient); use the discrete adjoint")
-            if self.sensitivities:
+            if self.sensitivities or callable(self.step_sizes):
                 raise ValueError('step-size sensitivities need adjoint="discrete"')
+            if getattr(self.memory, "graphs", 0):
+                raise ValueError("Store(graphs=...) keeps what the discrete adjoint uses; the adjoint ODE has no use for it")
         if self.inner.minibatch is not None and (backsolve or isinstance(self.solver, Dopri5)):
             raise ValueError("minibatches change the field from step to step; they need a fixed-step solver and stored states")
         if self.step_sizes is not None:
-            object.__setattr__(self, "step_sizes", torch.as_tensor(self.step_sizes))
             if isinstance(self.solver, Dopri5):
                 raise ValueError("Dopri5 chooses its own step sizes; leave step_sizes out")
-            if (
-                self.step_sizes.ndim != 2
-                or len(self.step_sizes) != self.solver.steps
-                or not ((self.step_sizes > 0) & self.step_sizes.isfinite()).all()
-            ):
-                raise ValueError(f"step_sizes must be positive, of shape (K={self.solver.steps}, 1 or G)")
+            if not callable(self.step_sizes):
+                object.__setattr__(self, "step_sizes", self._checked(torch.as_tensor(self.step_sizes)))
+                if backsolve and self.step_sizes.shape[1] > 1:
+                    raise ValueError("Backsolve follows one flow; it needs one step size for all parameters")
+        if self.query_weights is not None:
+            self._check_query_weights(backsolve)
+
+    def _checked(self, sizes: Tensor) -> Tensor:
+        assert not isinstance(self.solver, Dopri5)
+        count = self.solver.steps
+        if sizes.ndim != 2 or len(sizes) not in (1, count) or not ((sizes > 0) & sizes.isfinite()).all():
+            raise ValueError(f"step_sizes must be positive, of shape (K={count}, 1 or G or P), not {tuple(sizes.shape)}")
+        return sizes
+
+    def _check_query_weights(self, backsolve: bool) -> None:
+        if backsolve or isinstance(self.solver, Dopri5):
+            raise ValueError("query_weights belong to the states after each step; they need a fixed-step solver and stored states")
+        weights = torch.as_tensor(self.query_weights, dtype=torch.float64).detach().cpu()
+        if weights.shape != (self.solver.steps,) or not ((weights >= 0) & weights.isfinite()).all() or not weights.any():
+            raise ValueError(f"query_weights must be (K={self.solver.steps},), >= 0 and not all zero, not {tuple(weights.shape)}")
+        object.__setattr__(self, "query_weights", weights)
 
     def fixed(self, name: str) -> bool:
         """Whether something else stands in the place of what is to be learned: given step sizes are not those of a horizon."""
         return name == "horizon" and self.step_sizes is not None
 
-    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
-        """One step of the solver, of size T / K, without a graph; it may be repeated beyond the horizon.
+    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The steps of the solver, of size T / K, without a graph; they go on beyond the horizon. Momenta live in the function.
 
         Raises:
-            ValueError: the steps are not all alike (Dopri5, minibatches, learned step sizes), so there is none to repeat.
+            ValueError: the steps have no rule by which they go on (Dopri5, K different step sizes).
         """
-        if isinstance(self.solver, Dopri5) or self.inner.minibatch is not None or self.step_sizes is not None:
+        given = self._given(phi)
+        if isinstance(self.solver, Dopri5) or (given is not None and len(given) > 1):
             raise ValueError(
                 "the steps of this A-MAML differ from each other, so none can be repeated; evaluate it by "
                 "meta_gradient(...).adapted, or adapt with AdamAdaptation or a fixed-step A-MAML"
             )
-        steps, _ = self._chain(problem, theta, tasks)
-        return lambda u: steps.forward(0, u)
+        return repeat(lambda steps: self._chain(problem, theta, tasks, phi, steps)[0], self.solver.steps)
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Adapted parameters u(T) (B, P), and the pullback (B, P) -> (B, P)."""
-        steps, diagnostics = self._chain(problem, theta, tasks)
-        end, sweep = self.memory.solve(steps)
-        diverged = ~end.isfinite().all(1)  # (B,)
+        steps, diagnostics = self._chain(problem, theta, tasks, phi)
+        z, sweep = self.memory.solve(steps)
+        diverged = ~z.isfinite().all(1)  # (B,)
         if self.on_divergence == "raise" and diverged.any():
             raise DivergenceError(describe_divergence(steps, diverged, theta, tasks))
-        diagnostics = replace(diagnostics, diverged=diverged)
+        end, diagnostics = steps.adapted(z), replace(diagnostics, diverged=diverged)
 
         def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
             gradients = sweep(gradient)
-            total = gradients.lam if gradients.theta is None else gradients.lam + gradients.theta
-            found = diagnostics
+            lam = steps.adapted(gradients.lam)
+            total = lam if gradients.theta is None else lam + gradients.theta
+            found, lost = diagnostics, diverged[:, None]
+            if steps.kernel.sensitivities:
+                by_step = torch.stack(gradients.step_sizes[::-1], dim=1)  # (B, K, G), or (B, 1, G)
+                by_step = by_step.masked_fill(lost[:, :, None], 0)
             if self.sensitivities:
-                by_step = torch.stack(gradients.step_sizes[::-1], dim=1)  # (B, K, G)
-                by_step = by_step.masked_fill(diverged[:, None, None], 0)
                 # h_k is T times a fixed ratio
-                by_horizon = (by_step * steps.step_sizes.to(by_step) / self.horizon).sum((1, 2))  # (B,)
-                found = replace(found, step_size_gradient=by_step, horizon_gradient=by_horizon)
-            return total.masked_fill(diverged[:, None], 0), found
+                sizes = steps.step_sizes[: by_step.shape[1]].to(by_step)
+                found = replace(found, step_size_gradient=by_step, horizon_gradient=(by_step * sizes / self.horizon).sum((1, 2)))
+            if phi is not None:
+                to_phi = torch.zeros_like(steps.phi) if gradients.phi is None else gradients.phi.masked_fill(lost, 0)
+                if callable(self.step_sizes):
+                    to_phi = to_phi + self._sizes_to_phi(steps.phi, by_step)
+                if self.query_weights is not None and problem.query_phi:  # the caller counts the last query loss in full
+                    direct = steps.kernel.judge(end, steps.phi, *tasks.query)[2].masked_fill(lost, 0)
+                    to_phi = to_phi + (self.query_weights[-1].item() - 1) * direct
+                found = replace(found, phi_gradient=to_phi)
+            return total.masked_fill(lost, 0), found
 
-        return end, Pullback(pullback)
+        return end, Pullback(pullback, steps.compared)
 
-    def _chain(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Chain, Diagnostics]:
-        """The steps from ``theta (P,)`` to the horizon, and what they cost."""
+    def _chain(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None, steps: int | None = None
+    ) -> tuple[Chain, Diagnostics]:
+        """The steps from ``theta (P,)`` to the horizon, or so many of them, and what they cost."""
         continuous = self.adjoint == "continuous" or isinstance(self.memory, Backsolve)
-        groups = 1 if self.step_sizes is None else self.step_sizes.shape[1]
-        kernel = Kernel(problem, self.solver.tableau, self.inner, self.proximal, groups, self.sensitivities, continuous)
+        given = self._given(phi)
+        groups = 1 if given is None else given.shape[1]
+        sensitive = self.sensitivities or callable(self.step_sizes)
+        kernel = Kernel(problem, self.solver.rule, self.inner, self.proximal, groups, sensitive, continuous)
         if isinstance(self.solver, Dopri5):
-            start = batched(theta, tasks)
-            grid = adaptive_grid(self.solver, lambda u: kernel.field(u, start, *tasks.support), start, self.horizon)
+            whole = chain(kernel, theta, tasks, 1.0, 1, phi=phi)
+            field = lambda u: kernel.field(u, whole.theta, whole.phi, *tasks.support)  # noqa: E731
+            grid = adaptive_grid(self.solver, field, whole.theta, self.horizon)
             sizes = torch.tensor(grid.step_sizes, dtype=torch.float64)[:, None]  # (K, 1)
             cost = Diagnostics(steps=len(sizes), rejected=grid.rejected, gradient_evaluations=grid.evaluations)
-            return chain(kernel, theta, tasks, sizes, len(sizes)), cost
-        count = self.solver.steps
-        given = None if self.step_sizes is None else self.step_sizes.detach().to("cpu", torch.float64)
-        cost = Diagnostics(steps=count, rejected=0, gradient_evaluations=count * len(self.solver.tableau.b))
-        step_sizes = self.horizon / count if given is None else given
-        return chain(kernel, theta, tasks, step_sizes, count, self.inner.schedule(count, tasks)), cost
+            return chain(kernel, theta, tasks, sizes, len(sizes), phi=phi), cost
+        count = steps or self.solver.steps
+        cost = Diagnostics(steps=count, rejected=0, gradient_evaluations=count * self.solver.rule.evaluations)
+        step_sizes = self.horizon / self.solver.steps if given is None else given
+        schedule = self.inner.schedule(count, tasks)
+        return chain(kernel, theta, tasks, step_sizes, count, schedule, phi, self.query_weights), cost
+
+    def _given(self, phi: Tensor | None) -> Tensor | None:
+        """The step sizes that stand in the place of T / K, in double precision on the CPU; ``None`` for T / K."""
+        if self.step_sizes is None:
+            return None
+        if not callable(self.step_sizes):
+            return self.step_sizes.detach().to("cpu", torch.float64)
+        if phi is None:
+            raise ValueError("step_sizes are a function of phi: pass phi=... (M,)")
+        found = self.step_sizes(phi.detach())
+        if not isinstance(found, Tensor):
+            raise TypeError(f"step_sizes(phi) must return a tensor (K or 1, 1 or G or P), not {type(found).__name__}")
+        return self._checked(found.detach().to("cpu", torch.float64))
+
+    def _sizes_to_phi(self, phi: Tensor, by_step: Tensor) -> Tensor:
+        """The gradient (B, M) of the meta-parameters ``phi (B, M)`` by way of the step sizes, from theirs (B, K, G)."""
+        phi = phi.detach().requires_grad_()
+        with torch.enable_grad():
+            sizes = vmap(self.step_sizes)(phi)  # (B, K, G)
+        return torch.autograd.grad(sizes, phi, by_step.to(sizes), allow_unused=True, materialize_grads=True)[0].to(by_step)
 
 
 def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Tasks) -> str:
     """Which task of the chunk left the finite numbers first, at which step, how far it went before, and the likely cause."""
     if reason := not_finite(theta, tasks):
         return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks is not finite, because {reason}"
-    u, last = steps.theta, torch.zeros(len(steps.theta))
+    u, last = steps.initial, torch.zeros(len(steps.theta))
     for k in range(len(steps)):
         following = steps.forward(k, u)
         lost = ~following.isfinite().all(1)

@@ -14,21 +14,22 @@ from .descent import Descent
 
 @dataclass(frozen=True)
 class FOMAML(Descent):
-    """First-order MAML: adapts by gradient descent, and its pullback is the identity.
+    """First-order MAML: adapts by the steps of :class:`MAML`, and its pullback is the identity.
+
+    So are a mask's, clipping's and an optimiser's share in it: the pullback drops every derivative of the inner loop, whatever the
+    loop does. In particular it says nothing about meta-parameters of the inner loop, and is refused for them.
 
     Args:
-        lr: inner learning rate.
-        steps: inner steps K.
+        lr, steps, inner, solver: as for :class:`MAML`.
 
     Reference: Finn, Abbeel, Levine, Model-agnostic meta-learning, ICML 2017, section 5.2.
 
-    >>> FOMAML(lr=0.01, steps=5)
-    FOMAML(lr=0.01, steps=5)
+    >>> FOMAML(lr=0.01, steps=5).steps
+    5
     """
-
-    lr: float = 0.01
-    steps: int = 5
 
     def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the identity."""
-        return self.chain(problem, theta, tasks).end(), Pullback(lambda gradient: (gradient, self.diagnostics()))
+        steps = self.chain(problem, theta, tasks)
+        adapted = steps.adapted(steps.end())
+        return adapted, Pullback(lambda gradient: (gradient, self.diagnostics()), steps.compared)

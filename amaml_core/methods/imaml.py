@@ -3,14 +3,18 @@ r"""iMAML: adapt to a proximal optimum and differentiate its optimality conditio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..chain import Kernel, batched, chain
-from ..flow import DivergenceError
+from .. import tracing
+from ..chain import Chain, batched, chain, repeat
+from ..flow import DivergenceError, Euler, FixedStep
+from ..inner import InnerLoop
+from ..kernel import Kernel
 from ..linalg import conjugate_gradients
 from ..meta import Diagnostics, Pullback
 from ..problem import Problem
@@ -20,14 +24,18 @@ from ..tasks import Tasks
 
 @dataclass(frozen=True)
 class GradientDescent:
-    r"""Inner solver of iMAML: gradient descent on :math:`L_\text{support}(u) + \frac\lambda2\|u-\theta\|^2`.
+    r"""Inner solver of iMAML: steps on :math:`L_\text{support}(u) + \frac\lambda2\|u-\theta\|^2`.
 
     Args:
         lr: learning rate.
         steps: number of steps K.
+        inner: frozen parameters and weight decay change the optimum and its condition, see :class:`IMAML`. Minibatches and clipping
+            change the way there alone; the condition is that of the whole support set.
+        solver: how a step is taken, for example ``Adam(steps=50)``, whose number of steps counts; gradient descent by default.
 
     Raises:
-        ValueError: ``lr`` is not positive or ``steps`` < 1.
+        ValueError: ``lr`` is not positive, ``steps`` < 1 or not the solver's, or an optimiser with a decay of its own, for which
+            the optimum would not be that of the stated problem.
 
     >>> IMAML(inner=GradientDescent(lr=0.01, steps=50), regularization=2.0).inner.steps
     50
@@ -35,15 +43,40 @@ class GradientDescent:
 
     lr: float = 0.01
     steps: int = 50
+    inner: InnerLoop = field(default=InnerLoop(), kw_only=True)
+    solver: FixedStep | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         positive(self, "lr")
         count(self, "steps")
+        instance(self, "inner", (InnerLoop,))
+        if self.solver is not None:
+            instance(self, "solver", (FixedStep,))
+            if self.steps not in (50, self.solver.steps):
+                raise ValueError(f"steps={self.steps} are not the solver's {self.solver.steps}; leave one of them out")
+            if getattr(self.solver, "weight_decay", 0.0):
+                raise ValueError(
+                    "iMAML has to know of weight decay: set inner=InnerLoop(weight_decay=...), not the optimiser's own"
+                )
+            object.__setattr__(self, "steps", self.solver.steps)
 
-    def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
-        """One step ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
-        descent = chain(Kernel(problem, proximal=regularization), theta, tasks, self.lr, self.steps)
-        return lambda u: descent.forward(0, u)
+    def step(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """The steps ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
+        return repeat(lambda steps: self.chain(problem, theta, tasks, regularization, phi, steps), self.steps)
+
+    def solve(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
+    ) -> tuple[Tensor, bool]:
+        """The adapted parameters (B, P), and whether a traced step was compared with the model."""
+        steps = self.chain(problem, theta, tasks, regularization, phi, self.steps)
+        return steps.adapted(steps.end()), steps.compared
+
+    def chain(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None, steps: int) -> Chain:
+        """``steps`` steps."""
+        kernel = Kernel(problem, (self.solver or Euler(1)).rule, self.inner, proximal=regularization)
+        return chain(kernel, theta, tasks, self.lr, steps, self.inner.schedule(steps, tasks), phi)
 
 
 @dataclass(frozen=True)
@@ -60,9 +93,10 @@ class HessianFree:
         steps: Newton steps.
         halvings: the largest number of halvings in the line search.
         slope_share: the fraction of the promised decrease that is asked for.
+        inner: frozen parameters and weight decay. A line search needs the whole support set, and has no gradient to clip.
 
     Raises:
-        ValueError: a count < 1 or a share outside (0, 1).
+        ValueError: a count < 1, a share outside (0, 1), or minibatches or clipping.
 
     Reference: Martens, Deep learning via Hessian-free optimization, ICML 2010; iMAML-HF in Rajeswaran et al., 2019.
 
@@ -74,28 +108,33 @@ class HessianFree:
     steps: int = 5
     halvings: int = 10
     slope_share: float = 1e-4
+    inner: InnerLoop = field(default=InnerLoop(), kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("cg_steps", "steps", "halvings"):
             count(self, name)
+        instance(self, "inner", (InnerLoop,))
         if not 0 < self.slope_share < 1:
             raise ValueError(f"HessianFree needs 0 < slope_share < 1, not {self.slope_share}")
+        if self.inner.minibatch is not None or self.inner.clip_norm is not None:
+            raise ValueError("HessianFree takes no minibatches and no clipping: its line search needs the loss of the whole set")
 
-    def step(self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float) -> Callable[[Tensor], Tensor]:
+    def step(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """One Newton step ``u (B, P) -> u (B, P)`` of the proximal problem around ``theta (P,)``."""
-
-        def loss(u: Tensor) -> Tensor:  # (B,)
-            return problem.losses(u, *tasks.support) + regularization / 2 * (u - theta).square().sum(1)
+        whole = chain(Kernel(problem, inner=self.inner, proximal=regularization), theta, tasks, 1.0, 1, phi=phi)
+        optimum, given = Optimum(whole.kernel), (whole.theta, whole.phi, *whole.points(0))
 
         def newton(u: Tensor) -> Tensor:
-            gradient = problem.gradient(u, *tasks.support) + regularization * (u - theta)
-            hessian = problem.hessian(u, *tasks.support)
-            direction = conjugate_gradients(lambda v: hessian(v) + regularization * v, -gradient, self.cg_steps).x
-            start, slope = loss(u), (gradient * direction).sum(1)  # (B,), (B,) negative
+            at_u = optimum.linearize(u, *given)
+            slope = at_u.slope.detach()
+            direction = conjugate_gradients(at_u.curvature, slope, self.cg_steps).x
+            start, promised = optimum.loss(u, *given), -(slope * direction).sum(1)  # (B,), (B,) negative
             slack = 10 * torch.finfo(u.dtype).eps * start.abs()  # close to the minimum, losses differ by rounding alone
 
             def lowers(rate: Tensor) -> Tensor:  # (B,) -> (B,)
-                return loss(u + rate[:, None] * direction) <= start + self.slope_share * rate * slope + slack
+                return optimum.loss(u + rate[:, None] * direction, *given) <= start + self.slope_share * rate * promised + slack
 
             rate = torch.ones_like(start)
             for _ in range(self.halvings):
@@ -107,6 +146,64 @@ class HessianFree:
 
         return torch.no_grad()(newton)
 
+    def solve(
+        self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
+    ) -> tuple[Tensor, bool]:
+        """The adapted parameters (B, P); no step is traced."""
+        step, u = self.step(problem, theta, tasks, regularization, phi), batched(theta, tasks)
+        for _ in range(self.steps):
+            u = step(u)
+        return u, False
+
+
+@dataclass(frozen=True)
+class Optimum:
+    r"""The problem whose minimiser iMAML differentiates, :math:`L(u,\varphi) + R(u,\theta,\varphi) + \frac w2\|u\|^2 +
+    \frac\lambda2\|u-\theta\|^2`, for the points ``x, y`` and the meta-parameters ``phi (B, M)``.
+
+    Parameters behind a mask, or frozen, stay at theta.
+    """
+
+    kernel: Kernel
+
+    def loss(self, u: Tensor, theta: Tensor, phi: Tensor, x: Any, y: Any) -> Tensor:
+        """The values (B,)."""
+        kernel, given = self.kernel, (phi,) if self.kernel.to_phi(phi) else ()
+        decayed = u if kernel.movable is None else u * kernel.movable
+        return (
+            kernel.problem.objectives(u, theta, x, y, *given)
+            + kernel.inner.weight_decay / 2 * decayed.square().sum(1)
+            + kernel.proximal / 2 * (u - theta).square().sum(1)
+        )
+
+    def linearize(self, u: Tensor, theta: Tensor, phi: Tensor, x: Any, y: Any) -> Linearized:
+        """Its slope and curvature at ``u (B, P)``."""
+        u, theta, phi = inputs = tuple(t.detach().clone().requires_grad_() for t in (u, theta, phi))
+        with torch.enable_grad():
+            slope = self.kernel.field(u, theta, phi, x, y)
+        return Linearized(slope, inputs, self.kernel.movable)
+
+
+class Linearized(NamedTuple):
+    """A slope (B, P) at u, minus the gradient of the parameters that move, as a function of ``inputs``: u, theta and phi."""
+
+    slope: Tensor
+    inputs: tuple[Tensor, ...]
+    movable: Tensor | None
+
+    def transposed(self, v: Tensor) -> list[Tensor]:
+        """The transposed Jacobians with respect to u (B, P), theta (B, P) and phi (B, M), applied to ``v (B, P)``."""
+        return self._pull(self.inputs, v)
+
+    def curvature(self, v: Tensor) -> Tensor:
+        """The Hessian applied to ``v (B, P)``, among the parameters that move; the identity among the others."""
+        if self.movable is None:
+            return self._pull(self.inputs[:1], -v)[0]
+        return torch.where(self.movable, self._pull(self.inputs[:1], -v * self.movable)[0], v)
+
+    def _pull(self, inputs: tuple[Tensor, ...], v: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(self.slope, inputs, v, retain_graph=True, allow_unused=True, materialize_grads=True))
+
 
 @dataclass(frozen=True)
 class IMAML:
@@ -114,6 +211,12 @@ class IMAML:
 
     At the minimiser :math:`u^*` of the proximal problem, :math:`du^*/d\theta = (I + H/\lambda)^{-1}`; the pullback solves
     this symmetric system by conjugate gradients. It is exact when both the inner problem and the system are solved exactly.
+
+    In general the optimum obeys :math:`m\odot f(u^*,\theta,\varphi)=0`, where f is the slope of all that is minimised, weight
+    decay and a regularizer included, and m says which parameters move; the others stay at theta. With :math:`A=-m\odot\partial_u f`
+    on the parameters that move, the implicit function theorem gives, for a query gradient g, the solution x of
+    :math:`A^\top x=m\odot g`, and from it the gradients :math:`(1-m)\odot(g - \dots)+\partial_\theta f^\top x` for theta and
+    :math:`\partial_\varphi f^\top x` for the meta-parameters. Weight decay w turns the matrix into :math:`I+(H+wI)/\lambda`.
 
     Args:
         inner: the solver of the inner problem.
@@ -146,30 +249,49 @@ class IMAML:
         positive(self, "cg_tolerance", or_zero=True)
         one_of(self, "on_negative_curvature", ("raise", "truncate"))
 
-    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks) -> Callable[[Tensor], Tensor]:
-        """One step of the inner solver, without a graph."""
-        return self.inner.step(problem, theta, tasks, self.regularization)
+    def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The inner solver, step by step, without a graph."""
+        return self.inner.step(problem, theta, tasks, self.regularization, phi)
 
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P), which knows its ``cg_residual`` (B,)."""
         theta = theta.detach()
-        step = self.inner_step(problem, theta, tasks)
-        u = batched(theta, tasks)
-        for _ in range(self.inner.steps):
-            u = step(u)
+        u, compared = self.inner.solve(problem, theta, tasks, self.regularization, phi)
+        return u, Pullback(lambda gradient: self._pull(problem, theta, tasks, phi, u, compared, gradient), compared)
 
-        def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
-            hessian = problem.hessian(u, *tasks.support)
-            solution = conjugate_gradients(
-                lambda v: v + hessian(v) / self.regularization, gradient, self.cg_steps, self.cg_tolerance
+    def _pull(self, problem, theta, tasks, phi, u: Tensor, compared: bool, gradient: Tensor) -> tuple[Tensor, Diagnostics]:
+        plain = InnerLoop(weight_decay=self.inner.inner.weight_decay, mask=self.inner.inner.mask)  # what has a say in the optimum
+        whole = chain(Kernel(problem, inner=plain, proximal=self.regularization), theta, tasks, 1.0, 1, phi=phi)
+        given = (u, whole.theta, whole.phi, gradient, *whole.points(0))
+        solve: Callable = partial(self.implicit, whole.kernel)
+        if compared and not self.cg_tolerance:
+            solve = tracing.replayed(problem, (self, whole.kernel), partial(solve, fixed=True), given, problem.compile)
+        to_theta, residual, indefinite, to_phi = solve(*given)
+        indefinite = indefinite > 0
+        if self.on_negative_curvature == "raise" and indefinite.any():
+            worst = indefinite.nonzero().flatten().tolist()
+            raise DivergenceError(
+                f"the support loss curves down by more than regularization={self.regularization} for tasks {worst}: "
+                "I + H/regularization is not positive definite, and the adapted parameters are no minimum of the proximal "
+                'problem. Raise regularization, take more inner steps, or pass on_negative_curvature="truncate"'
             )
-            if self.on_negative_curvature == "raise" and solution.indefinite.any():
-                worst = solution.indefinite.nonzero().flatten().tolist()
-                raise DivergenceError(
-                    f"the support loss curves down by more than regularization={self.regularization} for tasks {worst}: "
-                    "I + H/regularization is not positive definite, and the adapted parameters are no minimum of the proximal "
-                    'problem. Raise regularization, take more inner steps, or pass on_negative_curvature="truncate"'
-                )
-            return solution.x, Diagnostics(steps=self.inner.steps, cg_residual=solution.residual, indefinite=solution.indefinite)
+        found = Diagnostics(steps=self.inner.steps, cg_residual=residual, indefinite=indefinite)
+        return to_theta, found if phi is None else replace(found, phi_gradient=to_phi)
 
-        return u, Pullback(pullback)
+    def implicit(
+        self, kernel: Kernel, u: Tensor, theta: Tensor, phi: Tensor, gradient: Tensor, x: Any, y: Any, fixed: bool = False
+    ) -> list[Tensor]:
+        """The query gradient (B, P) pulled back to theta (B, P) and to phi (B, M); between them, how well that was solved."""
+        at_u = Optimum(kernel).linearize(u, theta, phi, x, y)
+        movable, weight = at_u.movable, self.regularization
+        solution = conjugate_gradients(
+            # divided by the weight of the proximal term: I + H / lambda, and its solution is the gradient
+            lambda v: at_u.curvature(v) / weight if movable is None else torch.where(movable, at_u.curvature(v) / weight, v),
+            gradient if movable is None else gradient * movable,
+            self.cg_steps, self.cg_tolerance, fixed,
+        )  # fmt: skip
+        result, to_phi = solution.x, torch.zeros_like(phi)
+        if phi.shape[1] or movable is not None or kernel.problem.regularizer is not None:
+            to_u, result, to_phi = at_u.transposed(solution.x / weight)
+            result = result if movable is None else torch.where(movable, result, gradient + to_u + result)
+        return [result, solution.residual, solution.indefinite.to(u), to_phi]

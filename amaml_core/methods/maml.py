@@ -2,12 +2,11 @@ r"""MAML: differentiate through the unrolled inner loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..chain import batched
 from ..meta import Diagnostics, Pullback
 from ..problem import Problem
 from ..tasks import Tasks
@@ -18,31 +17,34 @@ from .descent import Descent
 class MAML(Descent):
     r"""Model-agnostic meta-learning.
 
-    Adapts by :math:`u_{k+1} = u_k - \alpha \nabla L_\text{support}(u_k)`; its pullback is reverse-mode differentiation through
-    all K steps, whose graph stays alive until the pullback is dropped. Memory grows with K.
+    Adapts by :math:`u_{k+1} = u_k - \alpha \nabla L_\text{support}(u_k)`, or by an optimiser's steps; its pullback is reverse-mode
+    differentiation through all K steps, momenta, clipping and weight decay included, whose graph stays alive until the pullback is
+    dropped. Memory grows with K. The pullback of parameters behind a mask is not the identity: what they do to the others counts.
 
     Args:
         lr: inner learning rate :math:`\alpha`.
         steps: inner steps K.
+        inner: minibatches, weight decay, frozen parameters, clipping.
+        solver: how a step is taken, for example ``Adam(steps=5)``, whose number of steps counts; gradient descent by default.
 
     Reference: Finn, Abbeel, Levine, Model-agnostic meta-learning, ICML 2017.
 
-    >>> MAML(lr=0.01, steps=5)
-    MAML(lr=0.01, steps=5)
+    >>> MAML(lr=0.01, steps=5).steps
+    5
     """
 
-    lr: float = 0.01
-    steps: int = 5
-
-    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks) -> tuple[Tensor, Pullback]:
+    def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
-        start = batched(theta, tasks).requires_grad_()
+        steps = self.chain(problem, theta, tasks, phi)
+        wanted = [steps.theta.requires_grad_(), *([steps.phi.requires_grad_()] if phi is not None else [])]
         with torch.enable_grad():
-            u = start
-            for _ in range(self.steps):
-                u = u - self.lr * problem.gradient(u, *tasks.support, create_graph=True)
+            z = steps.initial
+            for k in range(len(steps)):
+                z = steps.unrolled(k, z)
+            u = steps.adapted(z)
 
         def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
-            return torch.autograd.grad(u, start, gradient, retain_graph=True)[0], self.diagnostics()
+            found = torch.autograd.grad(u, wanted, gradient, retain_graph=True, allow_unused=True, materialize_grads=True)
+            return found[0], replace(self.diagnostics(), phi_gradient=found[1] if phi is not None else None)
 
         return u.detach(), Pullback(pullback)

@@ -1,0 +1,216 @@
+"""A trained initialisation as one safetensors file: the model's parameters and buffers by name, and phi.
+
+The file is a state dict, which ``safetensors.torch.load_model(model, path)`` loads into the plain module without this package
+(with ``strict=False`` if it holds phi, which is no parameter of the module). Its header says what the model is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .identity import describe, differences
+from .problem import Problem
+from .records import write_beside
+
+FORMAT = "amaml_core initialisation 1"
+PHI = "amaml_core.phi"  # its key in the file
+PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True, eq=False)
+class Initialisation:
+    """What :func:`load_initialisation` gives: theta (P,), and phi (M,) or ``None``.
+
+    >>> Initialisation(torch.zeros(3)).phi is None
+    True
+    """
+
+    theta: Tensor
+    phi: Tensor | None = None
+
+
+def save_initialisation(path: str | Path, problem: Problem, theta: Tensor, phi: Tensor | None = None) -> None:
+    """Write an initialisation beside its target, and rename it.
+
+    The parameters are theta's, the buffers the model's own. A parameter that the model holds under two names stands under the
+    first, as in ``safetensors.torch.save_model``.
+
+    Args:
+        path: of the file, which is replaced if there is one.
+        problem: whose model theta belongs to.
+        theta: (P,), finite, in the precision of the model.
+        phi: (M,), finite, or ``None``.
+
+    Raises:
+        TypeError: theta or phi is no floating-point tensor.
+        ValueError: theta or phi is of another shape or precision or not finite, or the model holds what the file cannot.
+        OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> problem = Problem(nn.Linear(2, 1), nn.functional.mse_loss)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_initialisation(f"{folder}/theta.safetensors", problem, torch.ones(3))
+    ...     load_initialisation(f"{folder}/theta.safetensors", problem).theta
+    tensor([1., 1., 1.])
+    """
+    from safetensors.torch import save as encode
+
+    _check(problem, theta, phi)
+    tensors = _parameters(problem.model, theta) | _buffers(problem.model)
+    if PHI in tensors:
+        raise ValueError(f"the model has an entry {PHI!r}, the name under which the file keeps phi; rename it")
+    if phi is not None:
+        tensors[PHI] = phi
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    header = {
+        "format": FORMAT,
+        "version": _version(),
+        "parameters": str(problem.size),
+        "dtype": str(theta.dtype),
+        "phi": "" if phi is None else PHI,
+        "model": json.dumps(architecture(problem.model)),
+        "digest": _digest(tensors),
+    }
+    write_beside(Path(path), encode(tensors, metadata=header))
+
+
+def load_initialisation(path: str | Path, problem: Problem) -> Initialisation:
+    """The initialisation of a model like ``problem``'s, on the device of that one.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no initialisation, or damaged; or it belongs to a model of another architecture or precision, or with
+            other buffers. The message says in what they differ.
+
+    >>> import tempfile
+    >>> problem, other = (Problem(nn.Linear(size, 1), nn.functional.mse_loss) for size in (2, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_initialisation(f"{folder}/theta.safetensors", problem, torch.ones(3), phi=torch.zeros(2))
+    ...     print(load_initialisation(f"{folder}/theta.safetensors", problem).phi)
+    ...     load_initialisation(f"{folder}/theta.safetensors", other)
+    Traceback (most recent call last):
+        ...
+    ValueError: ...theta.safetensors belongs to another model:
+      model.in_features: 2 there, 3 here
+      model.weight: parameter (1, 2) there, parameter (1, 3) here
+    """
+    header, model_there, tensors = _read(path)
+    model = problem.model
+    if found := _differences(model_there, architecture(model)):
+        raise ValueError(f"{path} belongs to another model:\n  " + "\n  ".join(found[:20]))
+    own, parameters, buffers = next(model.parameters()), dict(model.named_parameters()), _buffers(model)
+    if missing := {*parameters, *buffers, *([PHI] if header["phi"] else [])} - tensors.keys():
+        raise ValueError(f"{path} is damaged: {sorted(missing)} are missing")
+    theta = torch.cat([tensors[name].reshape(-1) for name in parameters])  # (P,)
+    if theta.dtype != own.dtype:
+        raise ValueError(f"{path} holds {theta.dtype}, and the model {own.dtype}; convert that with model.to({theta.dtype})")
+    if other := [name for name, buffer in buffers.items() if describe(buffer) != describe(tensors[name])]:
+        raise ValueError(
+            f"{path} belongs to a model with other values of the buffers {other}; load them first, by "
+            "safetensors.torch.load_model(model, path, strict=False)"
+        )
+    return Initialisation(theta.to(own.device), tensors[PHI].to(own.device) if header["phi"] else None)
+
+
+def architecture(model: nn.Module) -> dict[str, dict[str, str]]:
+    """What a model is, whatever its parameters: names and shapes, and the kinds of modules; and the settings of these.
+
+    The file is to be read elsewhere, by other versions of Python and PyTorch, so functions and classes count by their names.
+
+    >>> architecture(nn.Linear(2, 1, bias=False))["structure"]
+    {'model': 'Linear', 'model.weight': 'parameter (1, 2)'}
+    """
+    modules = {".".join(["model", *name.split(".")] if name else ["model"]): part for name, part in model.named_modules()}
+    structure = {place: type(part).__name__ for place, part in modules.items()}
+    structure |= {f"model.{name}": f"parameter {tuple(p.shape)}" for name, p in model.named_parameters()}
+    structure |= {f"model.{name}": f"buffer {tuple(b.shape)}" for name, b in _buffers(model).items()}
+    settings = {f"{place}.{key}": _setting(value) for place, part in modules.items() for key, value in vars(part).items()}
+    shown = lambda key: not key.startswith("_") and key not in ("training", "device")  # noqa: E731
+    return {
+        "structure": structure,
+        "settings": {k: v for k, v in settings.items() if v is not None and shown(k.rpartition(".")[2])},
+    }
+
+
+def _setting(value: Any) -> str | None:
+    """A setting of a module in words; ``None`` for what is none."""
+    if isinstance(value, PLAIN) or isinstance(value, (list, tuple)) and all(isinstance(entry, PLAIN) for entry in value):
+        return repr(value)
+    return value.__name__ if callable(value) and hasattr(value, "__name__") else None
+
+
+def _differences(there: dict[str, dict[str, str]], here: dict[str, dict[str, str]]) -> list[str]:
+    """In what two models differ. A setting that one of them does not know is one that another version of PyTorch brought."""
+    both = there["settings"].keys() & here["settings"].keys()
+    one, other = (side["structure"] | {key: side["settings"][key] for key in both} for side in (there, here))
+    return differences(one, other)
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those of its buffers that a state dict holds."""
+    held = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in held}
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(json.dumps(describe(tensors), sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, str]], dict[str, Tensor]]:
+    """The header of a file, the model in it, and its tensors.
+
+    Raises:
+        ValueError: it is no initialisation, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("format") != FORMAT:
+            raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+        if header["digest"] != _digest(tensors):
+            raise ValueError("it is damaged: its digest is not that of its content")
+        model = json.loads(header["model"])
+        return {"phi": header["phi"]}, {key: dict(model[key]) for key in ("structure", "settings")}, tensors
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no initialisation that can be read: {error}") from None
+
+
+def _check(problem: Problem, theta: Tensor, phi: Tensor | None) -> None:
+    """Refuse what a file could not give back as an initialisation of this problem."""
+    for name, given in {"theta": theta, "phi": phi}.items():
+        if given is None and name == "phi":
+            continue
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, not {given!r:.100}")
+        if given.ndim != 1 or not given.isfinite().all():
+            raise ValueError(f"{name} must be a vector of finite numbers, not {tuple(given.shape)}: {given!r:.100}")
+    if theta.shape != (problem.size,):
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={problem.size} parameters: it must be (P,)")
+    dtype = next(problem.model.parameters()).dtype
+    if theta.dtype != dtype:
+        raise ValueError(f"theta is {theta.dtype}, but the model is {dtype}; use theta.to({dtype}), or model.to({theta.dtype})")
+
+
+def _parameters(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """The model's parameters by name, with the values of theta (P,)."""
+    named = dict(model.named_parameters())
+    pieces = theta.split([p.numel() for p in named.values()])  # (P,) -> one piece for each parameter
+    return {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+
+
+def _version() -> str:
+    try:
+        return metadata.version("amaml_core")
+    except metadata.PackageNotFoundError:  # not installed
+        return "unknown"

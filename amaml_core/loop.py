@@ -1,0 +1,176 @@
+"""A training run as it goes: its rows, the file that holds its state, and what its callbacks are told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from . import checkpoints
+from .identity import describe
+from .outer import OuterLoop
+from .problem import Problem
+from .tasks import Ragged
+from .validation import Best
+
+
+class StopTraining(Exception):
+    """Raised by a callback of :func:`amaml_core.fit`: training ends after this meta step, as if there were no more to take.
+
+    >>> def good_enough(step):
+    ...     if step.query_loss < 0.01:
+    ...         raise StopTraining
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class MetaStep:
+    """What the callbacks of :func:`amaml_core.fit` are told after each meta step.
+
+    Attributes:
+        meta_step: its number, from 1.
+        theta, phi: copies of the parameters (P,) and (M,) after it; phi is ``None`` if there is none.
+        query_loss, gradient_norm: as in the history.
+        validation: measured after this step; ``None`` if it was not.
+        lr: the learning rate that the step was taken with, of the optimiser's first group.
+        seconds: that the step took, the drawing of tasks included, the validation not.
+
+    >>> MetaStep(1, torch.zeros(3), None, 0.5, 2.0, None, 1e-3, 0.1).lr
+    0.001
+    """
+
+    meta_step: int
+    theta: Tensor
+    phi: Tensor | None
+    query_loss: float
+    gradient_norm: float
+    validation: float | None
+    lr: float
+    seconds: float
+
+
+Callback = Callable[[MetaStep], object]
+
+
+def check_functions(callbacks: Sequence[Callback], **functions: Callable | None) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"callbacks must be a list of functions, not {type(callbacks).__name__}")
+    for name, function in (*functions.items(), *((f"callbacks[{i}]", callback) for i, callback in enumerate(callbacks))):
+        if not callable(function) and not (function is None and name in functions):
+            raise TypeError(f"{name} must be a function, not {type(function).__name__}")
+
+
+def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
+    """All that the result of a run depends on, the number of meta steps and the callbacks aside."""
+    functions = {name: getattr(problem, name) for name in ("model", "loss", "query_loss", "regularizer")}
+    # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
+    return describe(settings | functions | outer.description()) | describe(sampler, "sampler")
+
+
+def try_sampler(sampler: Callable[[torch.Generator], Ragged], generator: torch.Generator, identity: dict[str, str]) -> Ragged:
+    """One draw, to see that nothing but the generator moves on.
+
+    Raises:
+        ValueError: the sampler has a state of its own, or draws from PyTorch's, so that a run could not be resumed.
+    """
+    before = torch.get_rng_state()
+    tasks = sampler(generator)
+    changed = [key for key, value in describe(sampler, "sampler").items() if identity.get(key) != value]
+    if not torch.equal(before, torch.get_rng_state()):
+        changed.append("PyTorch's own generator")
+    if changed:
+        raise ValueError(
+            f"the sampler has a state that a checkpoint does not hold ({changed[0]} moved on with a draw); draw from the given "
+            "generator alone, and let names of caches start with an underscore"
+        )
+    return tasks
+
+
+def tell(callbacks: Sequence[Callback], step: MetaStep) -> bool:
+    """Call all of them, and say whether one of them has stopped the training."""
+    stopped = False
+    for callback in callbacks:
+        try:
+            callback(step)
+        except StopTraining:
+            stopped = True
+    return stopped
+
+
+class Run:
+    """All that the next meta steps depend on, and the file that holds it.
+
+    Attributes:
+        rows: of each meta step ``query_loss``, ``gradient_norm``, what is learned of the method if it is one number, and
+            ``validation`` if there is one.
+        generator: that tasks are drawn from.
+    """
+
+    def __init__(self, outer: OuterLoop, best: Best, seed: int, path: Path | None, identity: dict[str, str]) -> None:
+        self.outer, self.best, self.path, self.identity = outer, best, path, identity
+        self.rows: list[dict[str, float]] = []
+        self.generator = torch.Generator().manual_seed(seed)
+        self._mark = self.generator.get_state()  # that belongs to the rows
+        self._updating = False
+
+    def load(self, meta_steps: int) -> None:
+        """Go on from the file, if there is one.
+
+        Raises:
+            ValueError: it belongs to another run, or is beyond ``meta_steps``.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        state = checkpoints.load(self.path, self.identity)
+        if len(state["rows"]) > meta_steps:
+            raise ValueError(
+                f"{self.path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
+                "delete it or choose another file"
+            )
+        self.rows = [dict(zip(state["columns"], row, strict=True)) for row in state["rows"].tolist()]
+        self.outer.restore(state["outer"])
+        self.best.restore(state["best"])
+        self._mark = state["generator"]
+        self.generator.set_state(self._mark)
+
+    def save(self) -> None:
+        """Write the file, unless an update was broken off: then the one that is there stands."""
+        if self.path is not None and not self._updating:
+            rows = {"rows": np.array([list(row.values()) for row in self.rows]), "columns": list(self.rows[0]) if self.rows else []}
+            state = {"generator": self._mark, "outer": self.outer.state(), "best": self.best.state()}
+            checkpoints.save(self.path, self.identity, rows | state)
+
+    def take(self, row: dict[str, float], value: float | None) -> None:
+        """Take a meta step into account, and its validation if there was one."""
+        if value is not None:
+            self.best.take(len(self.rows) + 1, value, self.outer.copies())
+            self.outer.validated(value)
+        watched = {"validation": math.nan if value is None else value} if self.best.validation else {}
+        self.rows.append(row | watched)
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Within it one meta step changes the state, all of it or, in the file, nothing."""
+        self._updating = True
+        yield
+        self._mark = self.generator.get_state()
+        self._updating = False
+
+    def history(self) -> pd.DataFrame:
+        """The rows as a table."""
+        table = pd.DataFrame(self.rows)
+        table.insert(0, "meta_step", np.arange(1, len(self.rows) + 1))
+        return table

@@ -1,0 +1,94 @@
+"""Each example runs, without a warning, is short, is listed, and shows what it says it shows."""
+
+import runpy
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+FILES = sorted(EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def same_precision_afterwards():
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+def run(name, *arguments):
+    example = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return example, example["main"](*arguments)
+
+
+def test_own_model():
+    _, found = run("own_model")
+    assert found["meta-trained"] < 0.5 * found["pooled"]
+    assert found["file"] == 0
+
+
+def test_adam_inside():
+    example, found = run("adam_inside")
+    exact = set(example["METHODS"]) - {"first order"}
+    assert len(exact) == 3 and all(found[name] < 1e-10 for name in exact)
+    assert found["first order"] > 0.1
+    stored = 3 * example["STEPS"] * 73 * 8 / 1000  # u, m and v of P = 73 parameters, kB
+    assert found["unrolled kB"] > 10 * stored
+
+
+def test_meta_sgd():
+    _, found = run("meta_sgd")
+    assert len(found) == 4 and found.pop("Meta-SGD") < 0.5 * min(found.values())
+
+
+def test_learned_regularizer():
+    _, found = run("learned_regularizer")
+    assert found["a weight each"] < 0.6 * min(found["no weight"], found["one weight"])
+    assert found["useless"] > 20 * found["useful"]
+
+
+def test_transformer_in_context():
+    _, found = run("transformer_in_context")
+    assert found["trained 3"] > max(found["untrained 3"], found["untrained 12"]) + 0.1
+    assert found["trained 12"] > 0.85
+
+
+def better_and_the_same_under_a_wrapper(found):
+    return found["after"] < 0.3 * found["before"] and found["wrapped"] == pytest.approx(found["after"], rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_outer_loop_in_a_distributed_wrapper(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        prepare = lambda learner, *others: (DistributedDataParallel(learner), *others)  # noqa: E731
+        _, found = run("outer_loop", (prepare, torch.Tensor.backward, clip_grad_norm_))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert better_and_the_same_under_a_wrapper(found)
+
+
+@pytest.mark.slow
+def test_outer_loop_under_accelerate():
+    pytest.importorskip("accelerate")
+    assert better_and_the_same_under_a_wrapper(run("outer_loop")[1])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_short_and_can_be_run(path):
+    text = path.read_text()
+    assert text.count("\n") <= 60
+    assert f"Run it with: python examples/{path.name}\n" in text
+    assert text.endswith('if __name__ == "__main__":\n    main()\n')
+
+
+def test_each_is_listed_and_tested():
+    listed = {line.split("]")[0].removeprefix("| [") for line in (EXAMPLES / "README.md").read_text().splitlines() if "](" in line}
+    assert {path.name for path in FILES} == listed
+    assert all(any(name.startswith(f"test_{path.stem}") for name in globals()) for path in FILES)
