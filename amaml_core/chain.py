@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from . import tracing
 from .kernel import Kernel
@@ -77,7 +78,7 @@ class Chain:
             lam = self.query[1][-1] * lam
         to_phi = self.kernel.to_phi(self.phi) or (self.query is not None and self.phi.shape[1])
         return Gradients(
-            self._padded(lam),
+            self._padded(lam.contiguous()),
             torch.zeros_like(lam) if self.kernel.to_theta else None,
             torch.zeros_like(self.phi) if to_phi else None,
         )
@@ -98,8 +99,10 @@ class Chain:
 
     def forward(self, k: int, z: Tensor) -> Tensor:
         """``z_{k+1}`` from ``z_k``, without a graph."""
-        with torch.no_grad():
-            return self._fast("step")(z, *self._constants(k))
+        if torch.is_grad_enabled():  # a look is cheaper than to switch it off at every step
+            with torch.no_grad():
+                return self.forward(k, z)
+        return self._fast("step")(z.contiguous(), *self._constants(k))  # a graph is made for one memory layout
 
     def unrolled(self, k: int, z: Tensor) -> Tensor:
         """``z_{k+1}`` from ``z_k``, in the graph of whoever calls."""
@@ -120,10 +123,13 @@ class Chain:
 
         ``z_next`` is computed where it is ``None`` and needed, which is for the adjoint ODE alone.
         """
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.backward(k, z, z_next, gradients)
         if z_next is None:
             z_next = self.forward(k, z) if self.kernel.continuous else z
-        with torch.no_grad():
-            return self._add(k, z, self._fast("back")(z, z_next, *self._constants(k, own=True), gradients.lam), gradients)
+        given = z.contiguous(), z_next.contiguous(), *self._constants(k, own=True), gradients.lam.contiguous()
+        return self._add(k, z, self._fast("back")(*given), gradients)
 
     def linearize(self, k: int, z: Tensor) -> tuple[Tensor, Callable[[Gradients], Gradients]]:
         """``z_{k+1}`` from ``z_k``, and :meth:`backward` for this step, which goes back through the graph of the step."""
@@ -153,10 +159,18 @@ class Chain:
 
     def _constants(self, k: int, own: bool = False) -> tuple[Any, ...]:
         """What step k takes beside the state; ``own`` step sizes for each task, where their gradients are wanted."""
+        own = own and self.kernel.sensitivities
+        if own in self._same:
+            return self._same[own]
         h = self._sizes[min(k, len(self) - 1)]  # (1, G)
-        if own and self.kernel.sensitivities:
-            h = h.expand(len(self.theta), -1)  # (B, G)
-        return self.theta, self.phi, h, self._clock(k), *self.points(k)
+        found = self.theta, self.phi, h.repeat(len(self.theta), 1) if own else h, self._clock(k), *self.points(k)
+        if self._sizes[0] is self._sizes[-1] and not self._clocks[0].numel() and len(self.data) == 1:
+            self._same[own] = found
+        return found
+
+    @cached_property
+    def _same(self) -> dict[bool, tuple[Any, ...]]:
+        return {}
 
     @cached_property
     def _sizes(self) -> list[Tensor]:
@@ -219,12 +233,15 @@ def chain(
     tied = kernel.sensitivities and len(step_sizes) == 1 < steps
     if len(step_sizes) == 1:
         step_sizes = step_sizes.expand(steps, -1)
-    pick = lambda tasks, rows: tasks.map(lambda t: t[:, rows])  # noqa: E731
-    sets = [tasks.support] if schedule is None else [pick(Tasks(*tasks.support, *tasks.support), rows).support for rows in schedule]
-    data = tuple(Tasks(*points, *points).map(Tensor.contiguous).support for points in sets)  # once, instead of at every step
+    rows = [None] if schedule is None else list(schedule)
+    data = tuple(tree_map(partial(_taken, rows=row), tasks.support) for row in rows)  # once, instead of at every step
     given = theta.new_empty((len(tasks), 0)) if phi is None else batched(phi, tasks)
     query = None if query_weights is None else (tasks.query, query_weights.tolist())
     return Chain(kernel, batched(theta, tasks), given, step_sizes, data, tied, query)
+
+
+def _taken(points: Tensor, rows: Tensor | None) -> Tensor:
+    return (points if rows is None else points[:, rows]).contiguous()
 
 
 def repeat(make: Callable[[int], Chain], steps: int) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .chain import chain
 from .inner import InnerLoop
 from .kernel import Kernel
-from .meta import Method, checked, chunk_size, normal
+from .meta import Method, checked, chunk_size, normal, outside_inference
 from .numerics import detached
 from .problem import Problem
 from .settings import positive
@@ -146,7 +146,7 @@ def _along(
     theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())
     for batch, places in batches:
         first = 0
-        for chunk in batch.map(normal).split(chunk_size(problem, theta, batch, phi)):
+        for chunk in outside_inference(batch).split(chunk_size(problem, theta, batch, phi)):
             step = method.inner_step(problem, theta, chunk, *(() if phi is None else (phi,)))
             u = theta.expand(len(chunk), -1)  # (P,) -> (B, P)
             for k in range(max(wanted) + 1):

@@ -152,7 +152,7 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
         theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())
         pieces, places = [], []
         for batch, place in batches:
-            batch = batch.map(normal)
+            batch = outside_inference(batch)
             pieces += _of_chunks(method, problem, theta, batch, phi, chunk_size(problem, theta, batch, phi))
             places.append(place)
         gradients, direct, query_losses, adapted, stats = (list(parts) for parts in zip(*pieces, strict=True))
@@ -195,6 +195,11 @@ def checked(method: Any, problem: Problem, theta: Tensor, tasks: Ragged, phi: Te
 def normal(tensor: Tensor) -> Tensor:
     """A copy of what was made in inference mode, which autograd does not take."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def outside_inference(tasks: Tasks) -> Tasks:
+    """These tasks, or a copy that was not made in inference mode."""
+    return tasks.map(normal) if any([tensor.is_inference() for tensor in tasks.named().values()]) else tasks
 
 
 def chunk_size(problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> int:

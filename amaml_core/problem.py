@@ -13,6 +13,7 @@ The model itself is never called, but a twin of it that holds the parameters ``u
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from .twins import call, parameters_of, part, settings_of, twin
 
 Loss = Callable[..., Tensor]  # (prediction, target), or (prediction, target, phi)
 Regularizer = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (u, theta, phi)
+
+
+_unchanging = threading.local()  # states of problems while a call of the package is under way in this thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +135,10 @@ class Problem:
     def state(self, device: torch.device) -> tuple:
         """What else than tensors and shapes a call depends on: kinds and plain settings of the modules, hooks, frozen parameters,
         autocast."""
+        known = _unchanging.states.get((id(self), device)) if hasattr(_unchanging, "states") else None
+        return self._state(device) if known is None else known
+
+    def _state(self, device: torch.device) -> tuple:
         kind, modules = device.type, list(self.model.modules())
         return (
             device,
@@ -277,15 +285,19 @@ class Problem:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Put back the buffers, and refuse, if a computation has changed them.
+        """Put back the buffers, and refuse, if a computation has changed them; its settings are read once for all.
 
         Raises:
             ValueError: it has.
         """
         before = [(name, b, b._version, b.clone()) for name, b in self.model.named_buffers() if not b.is_inference()]
+        device = next(self.model.parameters()).device
+        outer = getattr(_unchanging, "states", {})
+        _unchanging.states = outer | {(id(self), device): self._state(device)}
         try:
             yield
         finally:
+            _unchanging.states = outer
             changed = [entry for entry in before if entry[1]._version != entry[2]]
             for _, buffer, _, copy in changed:
                 buffer.copy_(copy)

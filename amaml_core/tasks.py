@@ -101,6 +101,8 @@ class Tasks:
     def split(self, size: int | None) -> Iterator[Tasks]:
         """Consecutive chunks of at most ``size`` tasks (all at once for ``None``)."""
         size = len(self) if size is None else size
+        if size >= len(self):
+            return iter([self])
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tasks:

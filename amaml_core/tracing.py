@@ -26,7 +26,7 @@ from torch._guards import TracingContext, tracing
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .fast_tanh import rational_tanh
 from .numerics import exact
@@ -107,7 +107,7 @@ def replayed(
     if (graph := seen.graphs.get("all")) is None:
         with torch.no_grad(), exact(problem.tf32), _tracing:
             graph = seen.graphs["all"] = _trace(problem, compiled, function, given, "all")
-    return graph or function
+    return function if graph is None else lambda *given: graph(*tree_map(Tensor.contiguous, given))
 
 
 def _shapes(*given: Any) -> tuple:
@@ -128,6 +128,7 @@ class _Trial:
         size = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
         memory = [self.slope, self.slope.square()][: kernel.rule.slots - 1]  # of the size that momenta have
         self.z = torch.cat([u, *memory], 1) if memory else u
+        size = size.contiguous()  # a graph is made for one memory layout
         self.given = {
             "field": (u, theta, phi, x, y),
             "step": (self.z, theta, phi, size, clock, x, y),
@@ -173,6 +174,7 @@ def _trace(
     if on_gpu:
         make = partial(_capture, make)
     try:
+        given = tree_map(Tensor.contiguous, given)  # a graph is made for one memory layout
         graph = make(lambda *leaves: function(*tree_unflatten(leaves, structure)), *flat)
         if len(flat) > len(given):  # several inputs to the model
             flat_graph = graph
@@ -211,14 +213,14 @@ def _interpret(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
     graph.recompile()
-    return lambda *given: graph.forward(*_contiguous(*given))
+    return graph.forward
 
 
 def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
     given: list[Any] = _contiguous(*(t.detach().clone() for t in inputs))
     if given[0].is_cuda:
         run = torch._inductor.compile(_graph(function, given), given)
-        return lambda *arguments: list(run(*_contiguous(*arguments)))
+        return lambda *arguments: list(run(*arguments))
     # Straight to inductor's core: the layers above it prepare for autograd and cost as much as a small step.
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -239,7 +241,8 @@ def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]
         settings["layout_optimization"] = False  # as measured, convolutions are faster as they lie
     with tracing(TracingContext(places[0].fake_mode)), config.patch(settings):
         core: Any = compile_fx_inner(graph, places)
-    return lambda *arguments: list(core(_contiguous(*arguments)))
+    run = core.current_callable  # without its bookkeeping
+    return lambda *arguments: list(run(list(arguments)))
 
 
 def _capture(make: Callable, function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
