@@ -1,5 +1,6 @@
 """Meta-gradients through long inner loops by adjoint methods: the code of the book *Adjoint Meta-Learning*."""
 
+from . import metrics  # noqa: F401  (amaml_core.metrics.rmse without a further import)
 from .adjoint import Backsolve, Checkpoint, Store
 from .bridge import meta_loss
 from .evaluation import AdamAdaptation, adapt, evaluate

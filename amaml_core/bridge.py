@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .meta import Method, meta_gradient
+from .meta import MetaGradient, Method, checked, meta_gradient
 from .problem import Problem
 from .tasks import Ragged
+from .validation import ForwardOnly
 
 
 def meta_loss(method: Method, problem: Problem, theta: Tensor | nn.Module, tasks: Ragged, phi: Tensor | None = None) -> Tensor:
     """The mean query loss () at the adapted parameters, whose ``backward()`` gives the method's meta-gradient.
 
-    So trainers, gradient scalers and distributed wrappers fit around it. The gradient is computed along with the value, no graph
-    of the inner loop is kept, and it cannot be differentiated once more.
+    So trainers, gradient scalers and distributed wrappers fit around it; what they wrap is a module whose forward returns it. The
+    gradient is computed along with the value, unless autograd is off; no graph of the inner loop is kept, and it cannot be
+    differentiated once more.
 
     Args:
         theta: the initialisation (P,), or a module like ``problem.model`` whose own parameters hold it; ``problem.model`` itself
@@ -38,7 +40,17 @@ def meta_loss(method: Method, problem: Problem, theta: Tensor | nn.Module, tasks
                 "the module's parameters are not those of problem.model: they must be alike in number, order and shape"
             )
         theta = torch.cat([p.reshape(-1) for p in theta.parameters()])
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (theta, phi))
+    if not wanted and getattr(method, "on_divergence", "raise") == "raise":  # else the way back says which tasks to skip
+        checked(method, problem, theta, tasks, phi)
+        return _mean_loss(meta_gradient(ForwardOnly(method), problem, theta, tasks, phi))
     return _MetaLoss.apply(theta, phi, method, problem, tasks)
+
+
+def _mean_loss(estimate: MetaGradient) -> Tensor:
+    """The mean over the tasks that did not diverge."""
+    diverged = estimate.stats.diverged
+    return (estimate.query_loss if diverged is None else estimate.query_loss[~diverged]).mean()
 
 
 class _MetaLoss(torch.autograd.Function):
@@ -46,8 +58,7 @@ class _MetaLoss(torch.autograd.Function):
     def forward(ctx: Any, theta: Tensor, phi: Tensor | None, method: Method, problem: Problem, tasks: Ragged) -> Tensor:
         estimate = meta_gradient(method, problem, theta, tasks, phi)
         ctx.save_for_backward(estimate.gradient, *([] if phi is None else [estimate.phi_gradient]))
-        diverged = estimate.stats.diverged
-        return (estimate.query_loss if diverged is None else estimate.query_loss[~diverged]).mean()
+        return _mean_loss(estimate)
 
     @staticmethod
     @once_differentiable

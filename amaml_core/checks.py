@@ -95,7 +95,7 @@ def check_theta(problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | Non
     if not isinstance(phi, Tensor):
         raise TypeError(f"phi must be a tensor (M,) or None, not {type(phi).__name__}")
     if phi.ndim != 1 or not phi.numel():
-        raise ValueError(f"phi has shape {tuple(phi.shape)}; meta-parameters are one flat tensor (M,), not empty")
+        raise ValueError(f"phi has shape {tuple(phi.shape)}; they are one flat tensor (M,), not empty: use phi.reshape(-1)")
     if (phi.dtype, phi.device) != (theta.dtype, theta.device):
         raise ValueError(f"phi is {phi.dtype} on {phi.device} but theta is {theta.dtype} on {theta.device}; use phi.to(theta)")
 

@@ -270,7 +270,11 @@ def _failure(
         cause = "The inner step size is probably too large for the curvature of the support loss; lower it or take more steps"
     elif lost[1]:
         what = f"the query loss of tasks {lost[1]} is not finite although the adapted parameters are"
-        cause = "Check the loss for overflow, logarithms of zero or divisions by zero"
+        way = (estimate.adapted - theta).double().norm(dim=1)[lost[1]].max().item()
+        cause = (
+            f"They are up to {way:.3g} away from theta, whose norm is {theta.double().norm().item():.3g}: if that is far, the "
+            "inner step size is too large; if not, check the loss for overflow, logarithms of zero or divisions by zero"
+        )
     else:
         what = "the meta-gradient is not finite although the query loss is"
         cause = (

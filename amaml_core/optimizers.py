@@ -86,6 +86,9 @@ class Momentum(FixedStep):
     With :math:`h=\delta^2` and :math:`\beta=1-\gamma\delta` it is a discretisation of the ball that rolls with friction,
     :math:`\ddot u+\gamma\dot u=-\nabla L_\text{support}(u)`, of order 1 in the step :math:`\delta`.
 
+    Like all solvers it has no learning rate of its own: that is T / K, so ``AMAML(horizon=50 * 0.01, solver=Momentum(50))`` takes
+    steps of 0.01.
+
     Args:
         steps: K.
         beta: the share of the momentum that is kept.
@@ -117,7 +120,8 @@ class Momentum(FixedStep):
 class Adam(FixedStep):
     r"""Adam, or with ``decoupled`` AdamW, as ``torch.optim`` takes it.
 
-    Where a gradient is close to zero at the first steps, the derivative of a step is about :math:`h/\epsilon`: with PyTorch's
+    The learning rate is T / K: ``AMAML(horizon=50 * 0.001, solver=Adam(50))`` takes steps of 0.001, as does
+    ``MAML(lr=0.001, solver=Adam(50))``. Where a gradient is close to zero at the first steps, the derivative of a step is about :math:`h/\epsilon`: with PyTorch's
     :math:`\epsilon` meta-gradients through Adam can be huge. A larger ``eps`` tames them.
 
     Args:

@@ -13,7 +13,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tre
 
 @dataclass(frozen=True)
 class Tasks:
-    """B tasks of equal size. Tasks of different sizes are a list of these.
+    """B tasks of equal size. Tasks of different sizes are a list of these, which ``DataLoader(..., collate_fn=list)`` gives.
 
     A task asks for a model that was adapted on its S support points and is judged on its Q query points.
 
@@ -105,9 +105,13 @@ class Tasks:
             return iter([self])
         return (self[start : start + size] for start in range(0, len(self), size))
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tasks:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Tasks:
         """A copy on another device; ``dtype`` touches the floating-point tensors only, class labels stay integers."""
-        return self.map(lambda tensor: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None))
+        return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking))
+
+    def pin_memory(self) -> Tasks:
+        """A copy in pinned memory: what ``DataLoader(pin_memory=True)`` asks for."""
+        return self.map(Tensor.pin_memory)
 
 
 Ragged = Tasks | Sequence[Tasks]  # tasks of one size, or a list of tasks of several

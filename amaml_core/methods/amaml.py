@@ -2,6 +2,7 @@ r"""A-MAML: adapt by the gradient-flow ODE, pull back by the adjoint ODE."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -108,8 +109,14 @@ class AMAML:
     def _checked(self, sizes: Tensor) -> Tensor:
         assert not isinstance(self.solver, Dopri5)
         count = self.solver.steps
-        if sizes.ndim != 2 or len(sizes) not in (1, count) or not ((sizes > 0) & sizes.isfinite()).all():
-            raise ValueError(f"step_sizes must be positive, of shape (K={count}, 1 or G or P), not {tuple(sizes.shape)}")
+        if sizes.ndim != 2 or len(sizes) not in (1, count):
+            raise ValueError(f"step_sizes must be of shape (K={count} or 1, 1 or G or P), not {tuple(sizes.shape)}")
+        if not ((sizes > 0) & sizes.isfinite()).all():
+            least, most = sizes.min().item(), sizes.max().item()
+            raise ValueError(
+                f"step_sizes must be positive and finite, but lie between {least:.3g} and {most:.3g}; as a function of phi, take "
+                "its exponential"
+            )
         return sizes
 
     def _check_query_weights(self, backsolve: bool) -> None:
@@ -128,15 +135,23 @@ class AMAML:
         """The steps of the solver, of size T / K, without a graph; they go on beyond the horizon. Momenta live in the function.
 
         Raises:
-            ValueError: the steps have no rule by which they go on (Dopri5, K different step sizes).
+            ValueError: the steps have no rule by which they go on: those of Dopri5, and any after K different step sizes.
         """
-        given = self._given(phi)
-        if isinstance(self.solver, Dopri5) or (given is not None and len(given) > 1):
+        if isinstance(self.solver, Dopri5):
             raise ValueError(
-                "the steps of this A-MAML differ from each other, so none can be repeated; evaluate it by "
-                "meta_gradient(...).adapted, or adapt with AdamAdaptation or a fixed-step A-MAML"
+                "Dopri5 chooses its own steps, so none can be repeated; evaluate it by meta_gradient(...).adapted, or adapt with "
+                "AdamAdaptation or a fixed-step A-MAML"
             )
-        return repeat(lambda steps: self._chain(problem, theta, tasks, phi, steps)[0], self.solver.steps)
+        given, number = self._given(phi), itertools.count()
+        last = len(given) if given is not None and len(given) > 1 else None
+        step = repeat(lambda steps: self._chain(problem, theta, tasks, phi, steps)[0], self.solver.steps)
+
+        def following(u: Tensor) -> Tensor:
+            if next(number) == last:
+                raise ValueError(f"this A-MAML has step sizes for its K={last} steps and no more: ask for at most {last} steps")
+            return step(u)
+
+        return following
 
     def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> tuple[Tensor, Pullback]:
         """Adapted parameters u(T) (B, P), and the pullback (B, P) -> (B, P)."""

@@ -21,6 +21,8 @@ class MAML(Descent):
     differentiation through all K steps, momenta, clipping and weight decay included, whose graph stays alive until the pullback is
     dropped. Memory grows with K. The pullback of parameters behind a mask is not the identity: what they do to the others counts.
 
+    Learned step sizes (Meta-SGD, MAML++) are those of ``AMAML(solver=Euler(K), step_sizes=...)``, whose gradient is the same.
+
     Args:
         lr: inner learning rate :math:`\alpha`.
         steps: inner steps K.
