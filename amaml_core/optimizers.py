@@ -121,8 +121,8 @@ class Adam(FixedStep):
     r"""Adam, or with ``decoupled`` AdamW, as ``torch.optim`` takes it.
 
     The learning rate is T / K: ``AMAML(horizon=50 * 0.001, solver=Adam(50))`` takes steps of 0.001, as does
-    ``MAML(lr=0.001, solver=Adam(50))``. Where a gradient is close to zero at the first steps, the derivative of a step is about :math:`h/\epsilon`: with PyTorch's
-    :math:`\epsilon` meta-gradients through Adam can be huge. A larger ``eps`` tames them.
+    ``MAML(lr=0.001, solver=Adam(50))``. Where a gradient is close to zero at the first steps, the derivative of a step is about
+    :math:`h/\epsilon`: with PyTorch's :math:`\epsilon` meta-gradients through Adam can be huge. A larger ``eps`` tames them.
 
     Args:
         steps: K.

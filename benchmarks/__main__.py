@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -101,8 +101,9 @@ def measure(case: Case, names: list[str], seconds: float, limit: float, environm
     machine does hits all alike."""
     memory = available_mb() * 0.9 if case.device == "cpu" else None
     with tempfile.TemporaryDirectory() as folder:
+        name, exact_case = case.reference()
         task = {
-            "case": asdict(replace(case, dtype="float64")), "contender": "unrolled", "memory_limit_mb": memory,
+            "case": asdict(exact_case), "contender": name, "memory_limit_mb": memory,
             "reference": f"{folder}/reference.npy", "is_reference": True,
         }  # fmt: skip
         reference = Worker(task, environment)
@@ -175,7 +176,8 @@ def main(argv: list[str] | None = None) -> None:
             names = [
                 name
                 for name, contender in CONTENDERS.items()
-                if name not in done and re.search(arguments.only, f"{label} {name}") and (case.device == "cpu" or contender.cuda)
+                if case.network in contender.networks and (case.device == "cpu" or contender.cuda)
+                if name not in done and re.search(arguments.only, f"{label} {name}")
             ]
             if not names:
                 continue

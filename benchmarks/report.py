@@ -21,16 +21,23 @@ from . import results  # noqa: E402
 
 LOOKS = {
     "unrolled": (RED, "o-"), "amaml": (BLUE, "o-"), "amaml compiled": (BLUE, "s--"), "amaml Checkpoint": (SKY, "o-"),
-    "amaml compiled Checkpoint": (SKY, "s--"), "amaml Backsolve": (SKY, "x:"), "jax scan": (GREEN, "^-"),
-    "jax scan checkpoint": (GREEN, "v--"), "torch.func": (ORANGE, "D-"), "higher": (PURPLE, "P-"),
-    "torchopt": (PURPLE, "X--"), "odeint_adjoint": (BLACK, "x:"), "released recipe": (BLACK, "*-"),
+    "amaml compiled Checkpoint": (SKY, "s--"), "amaml kept": (BLUE, "^:"), "amaml two threads": (BLUE, "d-."),
+    "amaml Backsolve": (SKY, "x:"), "jax scan": (GREEN, "^-"), "jax scan checkpoint": (GREEN, "v--"),
+    "jax mixed mode": (GREEN, "s:"), "torch.func": (ORANGE, "D-"), "higher": (PURPLE, "P-"), "torchopt": (PURPLE, "X--"),
+    "torchopt implicit": (PURPLE, "X--"), "hypertorch recipe": (RED, "o-"), "odeint_adjoint": (BLACK, "x:"),
+    "released recipe": (BLACK, "*-"),
 }  # fmt: skip
+IN_WALL_TIME = ("amaml", "amaml two threads")  # for a single thread it is the CPU time
+FIGURES = {"cpu_seconds": "CPU time", "memory_mb": "memory", "compile_seconds": "seconds of the first call"}
 
 
 class Target(NamedTuple):
     """A promise: ``figure`` of ``contender`` over that of ``peer`` is at most ``bound``, at every K >= ``least``.
 
-    With ``growth`` the ratio is the contender's own, of its figure at K = 2000 over that at K = 50.
+    Attributes:
+        peer: ``""`` for the contender's figure itself, at the least K alone: there, little but compilation is in a first call.
+        median: the bound is for the median over K, not for every K.
+        growth: the ratio is the contender's own, of its figure at this K over that at K = 50.
     """
 
     contender: str
@@ -40,12 +47,18 @@ class Target(NamedTuple):
     network: str
     tasks: int
     least: int = 50
-    growth: bool = False
+    median: bool = False
+    growth: int = 0
 
     @property
     def words(self) -> str:
-        what = {"cpu_seconds": "CPU time", "memory_mb": "memory"}[self.figure]
-        against = f"{what} at K=2000 / K=50" if self.growth else f"{what} / {self.peer}, K >= {self.least}"
+        what = FIGURES[self.figure]
+        if self.growth:
+            against = f"{what} at K={self.growth} / K=50"
+        elif self.peer:
+            against = f"{what} / {self.peer}, K >= {self.least}{', median' if self.median else ''}"
+        else:
+            against = f"{what} at the least K"
         return f"{self.network}, B={self.tasks}: {self.contender}, {against}"
 
 
@@ -56,34 +69,45 @@ def targets() -> Iterator[Target]:
     for tasks in (5, 32):
         yield Target("amaml compiled", "unrolled", "cpu_seconds", 0.12, "mlp", tasks)
         yield Target("amaml compiled", "jax scan checkpoint", "cpu_seconds", 1.0, "mlp", tasks)
-    yield Target("amaml Checkpoint", "", "memory_mb", 8, "mlp", 32, growth=True)
+        yield Target("amaml compiled", "jax scan checkpoint", "cpu_seconds", 0.9, "mlp", tasks, median=True)
+    yield Target("amaml Checkpoint", "", "memory_mb", 8, "mlp", 32, growth=2000)
     yield Target("amaml Checkpoint", "amaml", "cpu_seconds", 1.6, "mlp", 32)
     for contender in ("amaml", "amaml compiled"):
         yield Target(contender, "unrolled", "cpu_seconds", 1.1, "conv", 4, least=5)
+    yield Target("amaml kept", "unrolled", "cpu_seconds", 1.05, "conv", 4, least=5)
     yield Target("amaml", "unrolled", "memory_mb", 0.2, "conv", 4)
+    for tasks in (5, 32):
+        for peer in ("torchopt", "higher"):
+            yield Target("amaml compiled", peer, "cpu_seconds", 0.25, "adam", tasks, least=10)
+        yield Target("amaml Checkpoint", "", "memory_mb", 4, "adam", tasks, growth=500)  # the root of 10, and some
+        yield Target("amaml compiled", "hypertorch recipe", "cpu_seconds", 0.3, "implicit", tasks, least=10)
+    for network, tasks in (("mlp", 5), ("mlp", 32), ("adam", 5), ("adam", 32), ("conv", 4), ("transformer", 4)):
+        yield Target("amaml compiled", "", "compile_seconds", 5, network, tasks)
 
 
 def ratios(table: pd.DataFrame, target: Target) -> pd.Series:
-    """The measured ratios of a target, by K; empty where nothing was measured."""
+    """What a target is about as it was measured, by K; empty where nothing was."""
     rows = table[(table.device == "cpu") & (table.dtype == "float32") & (table.status == "ok")]
     rows = rows[(rows.network == target.network) & (rows.tasks == target.tasks)]
     wide = rows.pivot(index="steps", columns="contender", values=target.figure).reindex(columns=[target.contender, target.peer])
-    own = wide[target.contender]
+    own = wide[target.contender].dropna()
     if target.growth:
-        return pd.Series({2000: own.get(2000, float("nan")) / own.get(50, float("nan"))}).dropna()
+        return pd.Series({target.growth: own.get(target.growth, float("nan")) / own.get(50, float("nan"))}).dropna()
+    if not target.peer:
+        return own.head(1)
     ratio = (own / wide[target.peer]).dropna()
     return ratio[ratio.index >= target.least]
 
 
 def judge(table: pd.DataFrame) -> pd.DataFrame:
-    """Each target with its bound, the median and the worst of the measured ratios, and whether the worst meets it."""
+    """Each target with its bound, the median and the worst of what was measured, and whether that meets it."""
     rows = []
     for target in targets():
         measured = ratios(table, target)
-        worst = measured.max()
-        verdict = "met" if worst <= target.bound else f"missed by {worst / target.bound - 1:.0%}"
+        decides = measured.median() if target.median else measured.max()
+        verdict = "met" if decides <= target.bound else f"missed by {decides / target.bound - 1:.0%}"
         rows.append(
-            (target.words, target.bound, measured.median(), worst, measured.idxmax(), verdict)
+            (target.words, target.bound, measured.median(), measured.max(), measured.idxmax(), verdict)
             if len(measured)
             else (target.words, target.bound, None, None, "", "not measured")
         )
@@ -114,13 +138,17 @@ def text(table: pd.DataFrame) -> str:
         parts.append(f"## {network}, B={tasks}, {dtype}, {device}\n")
         for figure, title in (
             ("cpu_seconds", "CPU seconds"),
+            ("wall_seconds", "Wall seconds"),
             ("memory_mb", "Memory growth, MB"),
             ("error", "Relative error"),
         ):
             wide = rows.pivot(index="contender", columns="steps", values=figure).astype(object)
             for row in rows[rows.status != "ok"].itertuples():
                 wide.loc[row.contender, row.steps] = row.status
-            wide = wide.reindex([name for name in LOOKS if name in wide.index])
+            shown = IN_WALL_TIME if figure == "wall_seconds" else tuple(LOOKS)
+            wide = wide.reindex([name for name in shown if name in wide.index])
+            if len(wide) < 2 and figure == "wall_seconds":
+                continue
             wide.insert(0, title, wide.index)
             parts.append(markdown(wide.rename(columns=lambda c: c if isinstance(c, str) else f"K={c}")))
         if (rows.status != "ok").any():

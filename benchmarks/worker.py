@@ -1,4 +1,4 @@
-"""One contender at one case, in a process and on a core of its own; takes turns with the others, as its parent says.
+"""One contender at one case, in a process and on cores of its own; takes turns with the others, as its parent says.
 
 Reads lines of JSON from standard input and answers each with one: first the task, then a number of seconds for each turn.
 """
@@ -83,6 +83,19 @@ def turn(compute: Callable[[], np.ndarray], device: str, seconds: float) -> tupl
     return {"cpu_seconds": cpu, "wall_seconds": wall, "memory_mb": growth, "calls": len(times)}, gradient
 
 
+def take_cores(count: int) -> None:
+    """Keep this process to ``count`` of the cores it may run on.
+
+    Raises:
+        RuntimeError: there are fewer.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if count > len(cores):
+            raise RuntimeError(f"it runs on {count} cores, and there are {len(cores)}")
+        os.sched_setaffinity(0, cores[-count:])
+
+
 def prepare(task: dict) -> tuple[Callable[[], np.ndarray], dict]:
     """Build the contender and warm it up: by a call of full length if that leaves something behind, by three steps otherwise."""
     case, contender = Case(**task["case"]), CONTENDERS[task["contender"]]
@@ -128,8 +141,7 @@ def main() -> None:
         try:
             if not task:
                 task = json.loads(line)
-                if hasattr(os, "sched_setaffinity"):
-                    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+                take_cores(CONTENDERS[task["contender"]].cores)
                 compute, answer = prepare(task)
             else:
                 answer, gradient = turn(compute, task["case"]["device"], json.loads(line))
