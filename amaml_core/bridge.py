@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .meta import MetaGradient, Method, checked, meta_gradient
 from .problem import Problem
@@ -33,6 +33,13 @@ def meta_loss(method: Method, problem: Problem, theta: Tensor | nn.Module, tasks
     >>> model.weight.grad.shape
     torch.Size([1, 1])
     """
+    if isinstance(theta, (DataParallel, DistributedDataParallel)):
+        raise ValueError(
+            f"{type(theta).__name__} acts when it is called, which meta_loss does not do: wrap a module whose forward returns "
+            "meta_loss"
+        )
+    if not isinstance(theta, (Tensor, nn.Module)):
+        raise TypeError(f"theta must be a tensor (P,) or a module that holds it, not {type(theta).__name__}")
     if isinstance(theta, nn.Module):
         shapes = [[p.shape for p in module.parameters()] for module in (theta, problem.model)]
         if shapes[0] != shapes[1]:
@@ -61,7 +68,8 @@ class _MetaLoss(torch.autograd.Function):
         return _mean_loss(estimate)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("the meta-gradient of meta_loss cannot be differentiated once more; leave out create_graph=True")
         gradients = [weight * gradient for gradient in ctx.saved_tensors]
         return (*gradients, *[None] * (5 - len(gradients)))

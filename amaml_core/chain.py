@@ -256,7 +256,7 @@ def repeat(make: Callable[[int], Chain], steps: int) -> Callable[[Tensor], Tenso
 
     def step(u: Tensor) -> Tensor:
         nonlocal current, z, k
-        if k == len(current.data) > 1:
+        if k == len(current) and current.kernel.inner.minibatch is not None:
             current = make(2 * k)
         z = current.forward(k, u if z.shape[1] == width else torch.cat([u, z[:, width:]], 1))
         k += 1

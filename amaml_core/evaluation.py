@@ -117,18 +117,19 @@ def evaluate(
         for places, k, chunk, u in _along(method, problem, theta, tasks, steps, phi):
             lost = ~u.isfinite().all(1)  # (B,)
             errors = {
-                name: _errors(metric, problem.predict(u, x), y).masked_fill(lost, torch.nan).cpu()  # (B,)
+                name: errors_of(metric, problem.predict(u, x), y, len(u)).masked_fill(lost, torch.nan).cpu()  # (B,)
                 for name, (x, y) in (("support", chunk.support), ("query", chunk.query))
             }
             tables.append(pd.DataFrame({"task": places, "step": k} | errors))
     return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)
 
 
-def _errors(metric: Metric, prediction: Any, y: Tensor) -> Tensor:
+def errors_of(metric: Metric, prediction: Any, y: Any, tasks: int) -> Tensor:
+    """The error (B,) of each task, checked."""
     found = metric(prediction, y)
-    if not isinstance(found, Tensor) or found.shape != y.shape[:1]:
+    if not isinstance(found, Tensor) or found.shape != (tasks,):
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"a metric must return the error of each of B={len(y)} tasks, a tensor (B,), not {what}")
+        raise ValueError(f"a metric must return the error of each of B={tasks} tasks, a tensor (B,), not {what}")
     return found if found.is_floating_point() else found.double()
 
 
@@ -142,7 +143,7 @@ def _along(
         raise TypeError(f"steps must be whole numbers, not {steps!r}") from None
     if not wanted or min(wanted) < 0:
         raise ValueError(f"steps must hold at least one number, all of them >= 0, not {tuple(wanted)}")
-    batches = checked(method, problem, theta, tasks, phi)
+    batches = checked(method, problem, theta, tasks, phi, method.inner_step)
     theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())
     for batch, places in batches:
         first = 0

@@ -50,7 +50,7 @@ class InnerLoop:
             mask = torch.as_tensor(self.mask)
             if mask.ndim != 1 or not ((mask == 0) | (mask == 1)).all():
                 raise ValueError(f"mask must be (P,), true or false for each parameter, not {tuple(mask.shape)} of {mask.dtype}")
-            object.__setattr__(self, "mask", mask.detach().bool())
+            object.__setattr__(self, "mask", mask.detach().bool().clone())
         if self.minibatch is not None:
             if self.minibatch < 1:
                 raise ValueError(f"minibatch must be at least 1 or None, not {self.minibatch}")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from . import tracing
 from .checks import check_theta, not_finite
@@ -31,7 +32,8 @@ class Diagnostics(Mapping):
         cg_residual: (B,), relative residuals of conjugate gradients.
         indefinite: (B,), true where they met a curvature that is not positive.
         horizon_gradient: (B,), d(query loss)/dT at fixed step ratios.
-        step_size_gradient: (B, K, G), d(query loss)/dh; (B, 1, G) where all steps share theirs.
+        step_size_gradient: (B, K, G), d(query loss)/dh; (B, 1, G) where all steps share theirs. NaN where an
+            adaptive solver took fewer steps for a chunk of tasks than for another.
         phi_gradient: (B, M), the part of the meta-parameters' gradient that comes by way of the adapted parameters.
 
     >>> Diagnostics(steps=5)["steps"]
@@ -171,15 +173,19 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
     return estimate
 
 
-def checked(method: Any, problem: Problem, theta: Tensor, tasks: Ragged, phi: Tensor | None) -> list[tuple[Tasks, list[int]]]:
-    """The tasks in batches of one size, with the places of their tasks, after everything that was given has been checked."""
+def checked(
+    method: Any, problem: Problem, theta: Tensor, tasks: Ragged, phi: Tensor | None, function: Callable | None = None
+) -> list[tuple[Tasks, list[int]]]:
+    """The tasks in batches of one size, with the places of their tasks, after everything that was given has been checked.
+
+    ``function`` is what will be given phi, the method itself by default.
+    """
     batches = batches_of(tasks)
     for batch, _ in batches:
         check_theta(problem, theta, batch, phi)
     if phi is None:
         return batches
-    function = method if inspect.isfunction(method) else type(method).__call__
-    if "phi" not in inspect.signature(function).parameters:
+    if "phi" not in inspect.signature(function or method).parameters:
         raise ValueError(
             f"{type(method).__name__} has no gradient with respect to phi: its pullback ignores what the inner loop depends on. "
             "Use AMAML, MAML or IMAML"
@@ -247,10 +253,16 @@ def _of_chunk(method: Any, problem: Problem, theta: Tensor, tasks: Tasks, phi: T
 def _join(stats: list[Diagnostics], places: list[list[int]]) -> Diagnostics:
     """The diagnostics of all chunks as one: per-task tensors are joined in order, settings are the same in each."""
     entries: dict[str, Any] = {
-        name: in_order([s[name].detach() for s in stats], places) if isinstance(value, Tensor) else value
+        name: in_order(_padded([s[name].detach() for s in stats]), places) if isinstance(value, Tensor) else value
         for name, value in stats[0].items()
     }
     return Diagnostics(**entries)
+
+
+def _padded(tables: list[Tensor]) -> list[Tensor]:
+    """Tables (b, K, G) of chunks for which an adaptive solver took different numbers of steps: NaN where there was none."""
+    longest = max([t.shape[1] if t.ndim == 3 else 0 for t in tables])
+    return [t if t.ndim < 3 else functional.pad(t, (0, 0, 0, longest - t.shape[1]), value=torch.nan) for t in tables]
 
 
 def _failure(

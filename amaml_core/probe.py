@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from .numerics import exact
 from .twins import call, part, twin
@@ -36,8 +36,8 @@ def batches(problem: Problem, function: Function, u: Tensor, *points: Any) -> bo
     Raises:
         ValueError: as :func:`check_pure`.
     """
-    leaves = tree_leaves(points)
-    key = (function.__name__, u.dtype, problem.state(u.device), *[(t.shape, t.dtype) for t in leaves])
+    leaves, structure = tree_flatten(points)
+    key = (function.__name__, u.dtype, problem.state(u.device), structure, *[(t.shape, t.dtype) for t in leaves])
     found = problem.findings.get(key)
     if found is None:
         if torch._C._functorch.peek_interpreter_stack() is not None:

@@ -93,6 +93,9 @@ class Problem:
         for name in ("query_loss", "regularizer"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name} must be a function or None, not {type(getattr(self, name)).__name__}")
+        for name in ("compile", "trace", "tf32"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, not {getattr(self, name)!r}; a query loss is given by its name")
         if self.chunk_size is not None:
             count(self, "chunk_size")
         count(self, "trace_after", least=0)
@@ -183,9 +186,9 @@ class Problem:
         """
         if theta.shape != (self.size,):
             raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={self.size} parameters: it must be (P,)")
-        module = copy.deepcopy(self.model)
-        parameters = list(module.parameters())
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            module = copy.deepcopy(self.model)
+            parameters = list(module.parameters())
             for p, piece in zip(parameters, theta.detach().split([p.numel() for p in parameters]), strict=True):
                 p.copy_(piece.view(p.shape))
         return module

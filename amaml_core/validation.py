@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import not_finite
-from .evaluation import Metric, _errors
+from .evaluation import Metric, errors_of
 from .flow import DivergenceError
 from .meta import Diagnostics, Method, Pullback, checked, meta_gradient
 from .outer import OuterLoop
@@ -105,7 +105,9 @@ class Validation:
         assert self.metric is not None
         with torch.no_grad():
             groups = zip(adapted, self.validation, strict=True)
-            return torch.cat([_errors(self.metric, problem.predict(u, tasks.query[0]), tasks.query[1]) for u, tasks in groups])
+            return torch.cat(
+                [errors_of(self.metric, problem.predict(u, tasks.query[0]), tasks.query[1], len(u)) for u, tasks in groups]
+            )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def calls(memory: Store | Checkpoint, steps: int) -> list[Call]:
         raise ValueError(f"calls needs Store or Checkpoint and steps >= 1, not {memory} and {steps}")
     chain = _NoteTaker(steps)
     _, sweep = memory.solve(chain)
-    sweep(chain.theta)
+    sweep(chain.initial)
     return chain.calls
 
 

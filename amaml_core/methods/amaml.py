@@ -18,6 +18,7 @@ from ..flow import DivergenceError, Dopri5, Euler, FixedStep, RungeKutta, adapti
 from ..inner import InnerLoop
 from ..kernel import Kernel
 from ..meta import Diagnostics, Pullback
+from ..optimizers import Adam
 from ..problem import Problem
 from ..settings import instance, one_of, positive
 from ..tasks import Tasks
@@ -83,6 +84,8 @@ class AMAML:
         positive(self, "proximal", or_zero=True)
         one_of(self, "adjoint", ("discrete", "continuous"))
         one_of(self, "on_divergence", ("raise", "skip"))
+        if getattr(self.memory, "dtype", None) == torch.float16 and isinstance(self.solver, Adam):
+            raise ValueError("the squares that Adam remembers are mostly zero in float16; keep them in torch.bfloat16")
         if self.adjoint == "continuous" or backsolve:
             if not isinstance(self.solver, (RungeKutta, Dopri5)):
                 raise ValueError(
@@ -100,7 +103,7 @@ class AMAML:
             if isinstance(self.solver, Dopri5):
                 raise ValueError("Dopri5 chooses its own step sizes; leave step_sizes out")
             if not callable(self.step_sizes):
-                object.__setattr__(self, "step_sizes", self._checked(torch.as_tensor(self.step_sizes)))
+                object.__setattr__(self, "step_sizes", self._checked(torch.as_tensor(self.step_sizes).detach().clone()))
                 if backsolve and self.step_sizes.shape[1] > 1:
                     raise ValueError("Backsolve follows one flow; it needs one step size for all parameters")
         if self.query_weights is not None:
@@ -122,7 +125,7 @@ class AMAML:
     def _check_query_weights(self, backsolve: bool) -> None:
         if backsolve or isinstance(self.solver, Dopri5):
             raise ValueError("query_weights belong to the states after each step; they need a fixed-step solver and stored states")
-        weights = torch.as_tensor(self.query_weights, dtype=torch.float64).detach().cpu()
+        weights = torch.as_tensor(self.query_weights, dtype=torch.float64).detach().cpu().clone()
         if weights.shape != (self.solver.steps,) or not ((weights >= 0) & weights.isfinite()).all() or not weights.any():
             raise ValueError(f"query_weights must be (K={self.solver.steps},), >= 0 and not all zero, not {tuple(weights.shape)}")
         object.__setattr__(self, "query_weights", weights)
@@ -159,7 +162,7 @@ class AMAML:
         z, sweep = self.memory.solve(steps)
         diverged = ~z.isfinite().all(1)  # (B,)
         if self.on_divergence == "raise" and diverged.any():
-            raise DivergenceError(describe_divergence(steps, diverged, theta, tasks))
+            raise DivergenceError(describe_divergence(steps, diverged, theta, tasks, phi))
         end, diagnostics = steps.adapted(z), replace(diagnostics, diverged=diverged)
 
         def pullback(gradient: Tensor) -> tuple[Tensor, Diagnostics]:
@@ -226,12 +229,14 @@ class AMAML:
         phi = phi.detach().requires_grad_()
         with torch.enable_grad():
             sizes = vmap(self.step_sizes)(phi)  # (B, K, G)
+        if not sizes.requires_grad:
+            return torch.zeros_like(by_step[:, 0, :1].expand_as(phi))
         return torch.autograd.grad(sizes, phi, by_step.to(sizes), allow_unused=True, materialize_grads=True)[0].to(by_step)
 
 
-def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Tasks) -> str:
+def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> str:
     """Which task of the chunk left the finite numbers first, at which step, how far it went before, and the likely cause."""
-    if reason := not_finite(theta, tasks):
+    if reason := not_finite(theta, tasks, phi):
         return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks is not finite, because {reason}"
     u, last = steps.initial, torch.zeros(len(steps.theta))
     for k in range(len(steps)):
