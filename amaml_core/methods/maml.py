@@ -40,7 +40,7 @@ class MAML(Descent):
         steps = self.chain(problem, theta, tasks, phi)
         wanted = [steps.theta.requires_grad_(), *([steps.phi.requires_grad_()] if phi is not None else [])]
         with torch.enable_grad():
-            z = steps.initial.view_as(steps.initial)  # the start is theta's, but where theta enters the loss itself, it is another variable
+            z = steps.initial.view_as(steps.initial)  # another variable than the theta that a regularizer knows
             for k in range(len(steps)):
                 z = steps.unrolled(k, z)
             u = steps.adapted(z)
