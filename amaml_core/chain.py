@@ -84,9 +84,9 @@ class Chain:
         )
 
     @property
-    def compared(self) -> bool:
-        """Whether a traced step was compared with the model in this solve."""
-        return self._found.get("step", self.kernel.step) != self.kernel.step
+    def compared(self) -> tracing.Seen | None:
+        """What belongs to a traced step that was compared with the model in this solve; ``None`` if none was."""
+        return self._found["step"][1] if "step" in self._found else None
 
     def points(self, k: int) -> tuple[Any, Any]:
         """The support points (B, n, ...) of step k."""
@@ -192,7 +192,7 @@ class Chain:
         return list(torch.tensor(numbers, dtype=torch.float64).to(self.theta)[:, None])  # K times (1, C)
 
     @cached_property
-    def _found(self) -> dict[str, Callable]:
+    def _found(self) -> dict[str, tuple[Callable, tracing.Seen | None]]:
         return {}
 
     def _fast(self, name: Literal["field", "step", "back"]) -> Callable:
@@ -201,7 +201,7 @@ class Chain:
             if name == "back":
                 self._fast("step")  # whose trace is compared with the model in every solve
             self._found[name] = tracing.fast(self.kernel, name, len(self), *self._constants(0))
-        return self._found[name]
+        return self._found[name][0]
 
 
 def chain(

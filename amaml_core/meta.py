@@ -68,7 +68,8 @@ class Pullback:
 
     Attributes:
         run: does it, and also returns what was done, forward and backward.
-        compared: whether the adaptation compared a traced step with the model, so that a trace of the query loss may be trusted.
+        compared: what belongs to a traced step that the adaptation compared with the model, beside which the query loss may be
+            traced, too.
 
     >>> first_order = Pullback(lambda gradient: (gradient, Diagnostics(steps=5)))
     >>> first_order(torch.ones(2))
@@ -76,7 +77,7 @@ class Pullback:
     """
 
     run: Callable[[Tensor], tuple[Tensor, Diagnostics]]
-    compared: bool = False
+    compared: tracing.Seen | None = None
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """The gradients at theta (B, P) alone."""
@@ -241,8 +242,8 @@ def _of_chunk(method: Any, problem: Problem, theta: Tensor, tasks: Tasks, phi: T
     adapted, pullback = method(problem, theta, tasks) if phi is None else method(problem, theta, tasks, phi=phi)
     given = (adapted, theta.new_empty(len(tasks), 0) if phi is None else phi.expand(len(tasks), -1), *tasks.query)
     judge = Kernel(problem).judge
-    if problem.query_loss is None and getattr(pullback, "compared", False):  # another query loss is compared by no solve
-        judge = tracing.replayed(problem, problem, judge, given)
+    if problem.query_loss is None:  # another one is compared by no solve
+        judge = tracing.replayed(getattr(pullback, "compared", None), problem, judge, given, "judge")
     query_loss, gradient, *direct = judge(*given)
     pulled, stats = pullback.run(gradient) if isinstance(pullback, Pullback) else (pullback(gradient), Diagnostics())
     if phi is not None and stats.phi_gradient is None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 _tracing = threading.RLock()  # the tracer and the compiler are not made for several threads
+SHAPES = 16  # of query sets beside one shape of support sets, of which traces are kept
 CHANGES = 3  # a function that was found changed so often is not traced any more
 
 
@@ -49,10 +50,14 @@ class Seen:
     steps: int = 0
     graphs: dict[str, Callable[..., list[Tensor]] | None] = field(default_factory=dict)
     changes: int = 0
+    uses: dict[str, int] = field(default_factory=dict)
 
 
-def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any) -> Callable:
-    """A function of the kernel, for one solve: traced if the shape is worth it and can be traced, else as it is.
+def fast(
+    kernel: Kernel, name: str, steps: int, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any
+) -> tuple[Callable, Seen | None]:
+    """A function of the kernel, for one solve: traced if the shape is worth it and can be traced, else as it is; and, where it is
+    traced, what else is known of the kernel.
 
     Args:
         kernel: whose problem keeps the graphs.
@@ -62,51 +67,54 @@ def fast(kernel: Kernel, name: str, steps: int, theta: Tensor, phi: Tensor, h: T
     """
     problem, own = kernel.problem, getattr(kernel, name)
     if not (problem.trace or problem.compile):
-        return own
+        return own, None
     key = (kernel, _shapes(theta, phi, h, clock, x, y), problem.state(theta.device), torch.is_inference_mode_enabled())
     if (seen := problem.graphs.get(key)) is None:
         problem.graphs.put(key, seen := Seen())
     if name != "back":
         seen.before, seen.steps = seen.steps, seen.steps + steps
     if (seen.before < problem.trace_after and not problem.compile) or seen.changes >= CHANGES or seen.graphs.get(name, own) is None:
-        return own
+        return own, None
     with torch.no_grad(), exact(problem.tf32):
         graph = seen.graphs.get(name)
         if graph is None or name != "back":
             trial = _Trial(kernel, theta, phi, h, clock, x, y)
         if graph is not None and name != "back" and not trial.agrees(name, graph):
-            problem.graphs.clear()  # the query loss may share what has changed
             problem.graphs.put(key, seen := Seen(0, steps, changes=seen.changes + 1))
             if not problem.compile:
-                return own
+                return own, None
             graph = None
         if graph is None:
             with _tracing:
                 graph = seen.graphs[name] = _trace(problem, problem.compile, own, trial.inputs(name), name)
     if graph is None:
-        return own
-    return graph if name == "back" else lambda *given: graph(*given)[0]
+        return own, None
+    return graph if name == "back" else lambda *given: graph(*given)[0], seen
 
 
 def replayed(
-    problem: Problem, owner: Any, function: Callable, given: tuple[Any, ...], compiled: bool = False
+    seen: Seen | None, problem: Problem, function: Callable, given: tuple[Any, ...], name: str, compiled: bool = False
 ) -> Callable[..., list[Tensor]]:
-    """A function beside the steps, which depends on ``owner`` alone: replayed if its shape has come up often enough, else as it is.
+    """A function beside the steps: replayed if its shape has come up often enough, else as it is.
 
-    It may be anything made of the support loss alone, in a solve that has compared a traced step with the model: if that had
-    changed, this trace would be gone. What takes longer than to compile it may be ``compiled``.
+    Args:
+        seen: what belongs to a step whose trace has been compared with the model in this solve; ``None`` if none was. The trace of
+            this function stands beside that step's, and goes with it when the model is found changed. So it may use the support
+            loss, and nothing else of the user's.
+        name: of the function, which has one meaning for a kernel.
+        compiled: compile it, which pays for what takes longer than a step.
     """
-    if not (problem.trace or problem.compile):
+    if seen is None:
         return function
-    key = (owner, _shapes(given), problem.state(given[0].device), torch.is_inference_mode_enabled())
-    if (seen := problem.graphs.get(key)) is None:
-        problem.graphs.put(key, seen := Seen())
-    seen.steps += 1
-    if (seen.steps <= problem.trace_after and not problem.compile) or seen.graphs.get("all", function) is None:
+    key = f"{name} {_shapes(given)}"
+    seen.uses[key] = seen.uses.get(key, 0) + 1
+    if (seen.uses[key] <= problem.trace_after and not problem.compile) or seen.graphs.get(key, function) is None:
         return function
-    if (graph := seen.graphs.get("all")) is None:
+    if (graph := seen.graphs.get(key)) is None:
+        if len(seen.uses) > SHAPES:
+            return function
         with torch.no_grad(), exact(problem.tf32), _tracing:
-            graph = seen.graphs["all"] = _trace(problem, compiled, function, given, "all")
+            graph = seen.graphs[key] = _trace(problem, compiled, function, given, name)
     return function if graph is None else lambda *given: graph(*tree_map(Tensor.contiguous, given))
 
 
@@ -122,8 +130,11 @@ class _Trial:
     def __init__(self, kernel: Kernel, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any) -> None:
         self.kernel = kernel
         scale = theta.square().mean().sqrt()
-        away = (torch.arange(theta.shape[1], device=theta.device) + 1.0).cos().to(theta)  # (P,)
-        u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * away  # (B, P)
+        number = torch.arange(theta.shape[1], device=theta.device) + 1.0
+        u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.cos().to(theta)  # (B, P)
+        if kernel.problem.regularizer is not None:  # which may be flat in theta and phi where they are, too
+            theta = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.sin().to(theta)
+            phi = phi + 0.1 * (torch.arange(phi.shape[1], device=phi.device) + 1.0).sin().to(phi)
         self.slope = kernel.field(u, theta, phi, x, y)  # (B, P)
         size = 0.03 * u.norm() / self.slope.norm()
         size = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
@@ -185,7 +196,9 @@ def _trace(
             graph = lambda *entries: flat_graph(*tree_leaves(entries))  # noqa: E731
         pairs = list(zip(graph(*given), expected, strict=True))
         if compiled or on_gpu:
-            same = all(_agree(found, own, given[0] if name == "step" else torch.zeros_like(own)) for found, own in pairs)
+            # a number for each task may be a residual that is rounding alone
+            start = lambda own: given[0] if name == "step" else torch.full_like(own, own.ndim == 1)  # noqa: E731
+            same = all(_agree(found, own, start(own)) for found, own in pairs)
         else:  # to the bit, so that it does not matter to a result which of its steps were traced
             same = all(torch.equal(found.nan_to_num(), own.nan_to_num()) for found, own in pairs)
         reason = "" if same else "the traced step does not give what the model gives"

@@ -165,16 +165,16 @@ def test_options_of_the_inner_loop_go_with_every_optimiser(name, loop, frozen):
         check(meta_gradient(method, problem, theta, tasks), *expected(name, 7, loop, frozen))
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("name", ["momentum", "AdamW"])
-def test_traced_steps_are_the_same(name, memory):
+def test_traced_steps_are_the_same(name):
     problem, theta, tasks = case()
-    traced = replace(problem, trace_after=0)
-    estimate = meta_gradient(AMAML(LR * 7, SOLVERS[name](7), memory), traced, theta, tasks)
+    traced, plain = replace(problem, trace_after=0), replace(problem, trace=False)
+    for memory in MEMORIES:
+        method = AMAML(LR * 7, SOLVERS[name](7), memory)
+        estimate = meta_gradient(method, traced, theta, tasks)
+        check(estimate, *expected(name, 7))
+        assert torch.equal(estimate.gradient, meta_gradient(method, plain, theta, tasks).gradient)
     assert any(graph for key in traced.graphs.keys() for graph in traced.graphs.get(key).graphs.values())
-    check(estimate, *expected(name, 7))
-    untraced = meta_gradient(AMAML(LR * 7, SOLVERS[name](7), memory), replace(problem, trace=False), theta, tasks)
-    assert torch.equal(estimate.gradient, untraced.gradient)
 
 
 @pytest.mark.filterwarnings("error:the inner step cannot be compiled")
@@ -251,7 +251,7 @@ def test_at_a_minimum_a_step_of_adam_has_the_derivative_h_over_eps(steps):
     assert abs(found - expected @ direction) < 1e-4 * expected.norm()
 
 
-def rolling_ball(friction, horizon, theta, tasks, problem, steps=60):
+def rolling_ball(friction, horizon, theta, tasks, problem, steps=30):
     """u(T) and the meta-gradient, by RK4, of u'' + friction u' = -grad L from rest, or without a friction of u' = -grad L."""
     total, ends = torch.zeros_like(theta), []
     for b in range(len(tasks)):
@@ -290,7 +290,7 @@ def test_momentum_approaches_its_flow_at_order_one(limit, nesterov):
     friction, horizon, beta = 0.7, 1.5, 0.6
     own = partial(rolling_ball, theta=theta, tasks=tasks, problem=problem)
     ends, gradient = own(friction, horizon) if limit == "ball" else own(None, horizon / (1 - beta))
-    numbers, errors = [40, 80, 160, 320], []
+    numbers, errors = [30, 60, 120, 240], []
     for steps in numbers:
         delta = horizon / steps
         if limit == "ball":  # h = delta^2, beta = 1 - friction delta
@@ -302,6 +302,28 @@ def test_momentum_approaches_its_flow_at_order_one(limit, nesterov):
     for which in (0, 1):
         assert abs(order(numbers, [e[which] for e in errors]) - 1) < 0.1
         assert errors[-1][which] < 0.02
+
+
+@pytest.mark.parametrize("name", ["nesterov", "Adam, coupled", "AdamW"])
+def test_sensitivities_to_step_sizes_and_to_the_horizon(name):
+    problem, theta, tasks = case()
+    solver = replace(SOLVERS[name](4), **({} if name == "nesterov" else {"eps": 1e-2}))
+    sizes, direction = 0.1 + 0.02 * torch.arange(24.0, dtype=F64).cos().view(4, 6), torch.arange(24, dtype=F64).sin().view(4, 6)
+    value = lambda h: meta_gradient(AMAML(0.4, solver, step_sizes=h), problem, theta, tasks).query_loss.mean()  # noqa: E731
+    stats = meta_gradient(AMAML(0.4, solver, step_sizes=sizes, sensitivities=True), problem, theta, tasks).stats
+    found = (stats["step_size_gradient"].mean(0) * direction).sum()
+    assert abs(central_difference(value, sizes, direction, eps=1e-6) - found) < 1e-7 * abs(found)
+    value = lambda t: meta_gradient(AMAML(t.item(), solver), problem, theta, tasks).query_loss.mean()  # noqa: E731
+    found = meta_gradient(AMAML(0.4, solver, sensitivities=True), problem, theta, tasks).stats["horizon_gradient"].mean()
+    assert abs(central_difference(value, torch.tensor(0.4, dtype=F64), 1.0, eps=1e-6) - found) < 1e-7 * abs(found)
+
+
+def test_given_step_sizes_have_the_horizon_that_they_fill():
+    problem, theta, tasks = case()
+    sizes = torch.full((3, 1), 0.1, dtype=F64)
+    methods = [AMAML(0.3, Euler(3), sensitivities=True), AMAML(9.0, Euler(3), step_sizes=sizes, sensitivities=True)]
+    own, given = (meta_gradient(method, problem, theta, tasks).stats["horizon_gradient"] for method in methods)
+    assert relative(given, own) < 1e-13
 
 
 class Vector(nn.Module):

@@ -46,7 +46,9 @@ def plain(problem):
 def graphs(problem):
     """Which functions of a kernel have a graph, by the name of the function."""
     seen = [problem.graphs.get(key) for key in problem.graphs.keys()]
-    return {name for entry in seen for name, graph in entry.graphs.items() if graph is not None and name != "all"}
+    return {
+        name for entry in seen for name, graph in entry.graphs.items() if graph is not None and name in ("field", "step", "back")
+    }
 
 
 def both(method, problem, theta, tasks, compile, names=("step", "back")):
@@ -106,7 +108,9 @@ def count(monkeypatch):
     counts = []
     original = tracing._trace
     monkeypatch.setattr(
-        tracing, "_trace", lambda *given: (given[-1] == "all" or counts.append(given[-1])) and None or original(*given)
+        tracing,
+        "_trace",
+        lambda *given: (given[-1] in ("step", "back", "field") and counts.append(given[-1])) and None or original(*given),
     )
     return counts
 

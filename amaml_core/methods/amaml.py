@@ -176,7 +176,8 @@ class AMAML:
             if self.sensitivities:
                 # h_k is T times a fixed ratio
                 sizes = steps.step_sizes[: by_step.shape[1]].to(by_step)
-                found = replace(found, step_size_gradient=by_step, horizon_gradient=(by_step * sizes / self.horizon).sum((1, 2)))
+                horizon = self.horizon if self.step_sizes is None else steps.step_sizes.sum(0).mean().item()
+                found = replace(found, step_size_gradient=by_step, horizon_gradient=(by_step * sizes / horizon).sum((1, 2)))
             if phi is not None:
                 to_phi = torch.zeros_like(steps.phi) if gradients.phi is None else gradients.phi.masked_fill(lost, 0)
                 if callable(self.step_sizes):

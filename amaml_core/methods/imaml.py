@@ -68,8 +68,8 @@ class GradientDescent:
 
     def solve(
         self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
-    ) -> tuple[Tensor, bool]:
-        """The adapted parameters (B, P), and whether a traced step was compared with the model."""
+    ) -> tuple[Tensor, tracing.Seen | None]:
+        """The adapted parameters (B, P), and what belongs to a traced step that was compared with the model."""
         steps = self.chain(problem, theta, tasks, regularization, phi, self.steps)
         return steps.adapted(steps.end()), steps.compared
 
@@ -148,12 +148,12 @@ class HessianFree:
 
     def solve(
         self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
-    ) -> tuple[Tensor, bool]:
+    ) -> tuple[Tensor, tracing.Seen | None]:
         """The adapted parameters (B, P); no step is traced."""
         step, u = self.step(problem, theta, tasks, regularization, phi), batched(theta, tasks)
         for _ in range(self.steps):
             u = step(u)
-        return u, False
+        return u, None
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,16 @@ class IMAML:
         u, compared = self.inner.solve(problem, theta, tasks, self.regularization, phi)
         return u, Pullback(lambda gradient: self._pull(problem, theta, tasks, phi, u, compared, gradient), compared)
 
-    def _pull(self, problem, theta, tasks, phi, u: Tensor, compared: bool, gradient: Tensor) -> tuple[Tensor, Diagnostics]:
+    def _pull(
+        self, problem, theta, tasks, phi, u: Tensor, compared: tracing.Seen | None, gradient: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
         plain = InnerLoop(weight_decay=self.inner.inner.weight_decay, mask=self.inner.inner.mask)  # what has a say in the optimum
         whole = chain(Kernel(problem, inner=plain, proximal=self.regularization), theta, tasks, 1.0, 1, phi=phi)
         given = (u, whole.theta, whole.phi, gradient, *whole.points(0))
         solve: Callable = partial(self.implicit, whole.kernel)
-        if compared and not self.cg_tolerance:
-            solve = tracing.replayed(problem, (self, whole.kernel), partial(solve, fixed=True), given, problem.compile)
+        if not self.cg_tolerance:
+            name = f"implicit {self.regularization} {self.cg_steps}"  # the rest is the kernel's
+            solve = tracing.replayed(compared, problem, partial(solve, fixed=True), given, name, problem.compile)
         to_theta, residual, indefinite, to_phi = solve(*given)
         indefinite = indefinite > 0
         if self.on_negative_curvature == "raise" and indefinite.any():
