@@ -132,10 +132,14 @@ class _Trial:
         scale = theta.square().mean().sqrt()
         number = torch.arange(theta.shape[1], device=theta.device) + 1.0
         u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.cos().to(theta)  # (B, P)
-        if kernel.problem.regularizer is not None:  # which may be flat in theta and phi where they are, too
-            theta = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.sin().to(theta)
-            phi = phi + 0.1 * (torch.arange(phi.shape[1], device=phi.device) + 1.0).sin().to(phi)
-        self.slope = kernel.field(u, theta, phi, x, y)  # (B, P)
+        # What theta and phi do may be flat where they are, too. But phi may know no other place.
+        elsewhere = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.sin().to(theta) if kernel.to_theta else theta
+        moved = phi + 0.1 * (torch.arange(phi.shape[1], device=phi.device) + 1.0).sin().to(phi)
+        self.slope = kernel.field(u, elsewhere, moved, x, y)  # (B, P)
+        if not kernel.to_phi(phi) or self.slope.isfinite().all():
+            theta, phi = elsewhere, moved
+        else:
+            self.slope = kernel.field(u, theta, phi, x, y)
         size = 0.03 * u.norm() / self.slope.norm()
         size = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
         memory = [self.slope, self.slope.square()][: kernel.rule.slots - 1]  # of the size that momenta have

@@ -168,13 +168,30 @@ def test_a_query_loss_that_was_traced_beside_other_steps_before_a_change_is_not_
         assert torch.equal(found.query_loss, meta_gradient(AMAML(0.3, Euler(3)), plain, theta, tasks).query_loss)
 
 
-@pytest.mark.parametrize("where", ["theta", "phi"])
-def test_a_change_in_what_theta_or_phi_do_is_noticed_where_it_does_not_show_yet(where):
+HERE = {  # regularizers or losses that are flat in theta or phi where these are, or know no other side of zero
+    "theta": lambda u, theta, phi, start: ((theta - start) * u).sum(),
+    "phi": lambda u, theta, phi, start: phi[0] * u.sum(),
+    "roots": lambda u, theta, phi, start: (phi + 0.01).sqrt().sum() * u.square().sum(),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "inside"),
+    [
+        ("theta", "regularizer"),
+        ("phi", "regularizer"),
+        ("phi", "loss"),
+        ("roots", "regularizer"),
+    ],
+)
+def test_a_change_in_what_theta_or_phi_do_is_noticed_where_it_does_not_show_yet(where, inside):
     scale = [1.0]
     plain, theta, tasks = case(trace=False)
-    start, phi = theta.clone(), torch.zeros(1, dtype=F64)
-    factor = {"theta": lambda theta, phi: theta - start, "phi": lambda theta, phi: phi}[where]
-    plain = replace(plain, regularizer=lambda u, theta, phi: scale[0] * (factor(theta, phi) * u).sum())
+    start, phi = theta.clone(), torch.zeros(5, dtype=F64)
+    if inside == "loss":
+        plain = replace(plain, loss=lambda p, y, phi: ((p - y).square() + scale[0] * phi[0] * p).mean())
+    else:
+        plain = replace(plain, regularizer=lambda u, theta, phi: scale[0] * HERE[where](u, theta, phi, start))
     problem = replace(plain, trace=True, trace_after=0)
     for scale[0] in (1.0, 2.0):
         for _ in range(2):
