@@ -107,12 +107,12 @@ def replayed(
     if seen is None:
         return function
     key = f"{name} {_shapes(given)}"
+    if key not in seen.uses and len(seen.uses) >= SHAPES:
+        return function
     seen.uses[key] = seen.uses.get(key, 0) + 1
     if (seen.uses[key] <= problem.trace_after and not problem.compile) or seen.graphs.get(key, function) is None:
         return function
     if (graph := seen.graphs.get(key)) is None:
-        if len(seen.uses) > SHAPES:
-            return function
         with torch.no_grad(), exact(problem.tf32), _tracing:
             graph = seen.graphs[key] = _trace(problem, compiled, function, given, name)
     return function if graph is None else lambda *given: graph(*tree_map(Tensor.contiguous, given))
@@ -132,11 +132,11 @@ class _Trial:
         scale = theta.square().mean().sqrt()
         number = torch.arange(theta.shape[1], device=theta.device) + 1.0
         u = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.cos().to(theta)  # (B, P)
-        # What theta and phi do may be flat where they are, too. But phi may know no other place.
+        # What theta and phi do may be flat where they are, too. But it may be defined nowhere else.
         elsewhere = theta + 0.1 * torch.where(scale > 0, scale, 1.0) * number.sin().to(theta) if kernel.to_theta else theta
         moved = phi + 0.1 * (torch.arange(phi.shape[1], device=phi.device) + 1.0).sin().to(phi)
         self.slope = kernel.field(u, elsewhere, moved, x, y)  # (B, P)
-        if not kernel.to_phi(phi) or self.slope.isfinite().all():
+        if not (kernel.to_theta or kernel.to_phi(phi)) or self.slope.isfinite().all():
             theta, phi = elsewhere, moved
         else:
             self.slope = kernel.field(u, theta, phi, x, y)
