@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adjoint import Checkpoint, Store
-from ..chain import Gradients
+from amaml_core.adjoint import Checkpoint, Store
+from amaml_core.chain import Gradients
 
 
 class Call(NamedTuple):

@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..checks import check_theta
-from ..flow import RK4, Field, Stuck, adaptive_solve, runge_kutta_step
-from ..problem import Problem
-from ..tasks import Tasks
+from amaml_core.checks import check_theta
+from amaml_core.flow import RK4, Field, Stuck, adaptive_solve, runge_kutta_step
+from amaml_core.problem import Problem
+from amaml_core.tasks import Tasks
 
 
 @torch.no_grad()

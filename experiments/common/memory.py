@@ -22,10 +22,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..checks import check_theta
-from ..meta import Method, meta_gradient
-from ..problem import Problem
-from ..tasks import Tasks
+from amaml_core.checks import check_theta
+from amaml_core.meta import Method, meta_gradient
+from amaml_core.problem import Problem
+from amaml_core.tasks import Tasks
 
 
 class Footprint(NamedTuple):

@@ -1,0 +1,53 @@
+"""All cells of all evaluations: ``python -m experiments [--size NAME] [--only WORDS] [--force] [--list] [--jobs N]``.
+
+Cells that have a record are not run again. So on a checkout with all records this does nothing, and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from .common.cells import Cell, durations, missing, run_cells
+from .common.records import RESULTS
+
+EVALUATIONS = ("synthetic", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
+
+
+def cells(profile: str, seed: int | None = None) -> list[Cell]:
+    """All cells of a profile that this machine can run."""
+    packages = [importlib.import_module(f"experiments.{name}.settings") for name in EVALUATIONS]
+    return [cell for package in packages for cell in package.cells(profile, seed)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the cells that were asked for and have no record."""
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser.add_argument("--profile", choices=("smoke", "book", "full"), default="full", help="how much is done")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only cells whose name contains all these words")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--force", action="store_true", help="run again although a record stands, and say how far the two are apart")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process of its own")
+    parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--list", action="store_true", help="print the cells and whether they have a record")
+    arguments = parser.parse_args(argv)
+    chosen = [c for c in cells(arguments.profile, arguments.seed) if all(w in c.name for w in arguments.only.split())]
+    if not chosen:
+        parser.error(f"no cell's name contains {arguments.only!r}; --list shows them")
+    without = missing(chosen, arguments.out)
+    todo = chosen if arguments.force else without
+    if arguments.list:
+        names = {cell.name for cell in without}
+        print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
+        return
+    print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
+    if todo:
+        each = durations(arguments.out, todo)
+        print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60 / arguments.jobs:.0f} minutes to go")
+        run_cells(todo, arguments.out, arguments.jobs, arguments.threads)
+
+
+if __name__ == "__main__":
+    main()

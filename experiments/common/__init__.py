@@ -1,0 +1,1 @@
+"""What all evaluations share: cells, records, training, choosing, statistics, tables and plots."""

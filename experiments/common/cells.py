@@ -1,0 +1,156 @@
+"""Experiments in cells: each runs alone, leaves a record, and is not run again while its record stands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from amaml_core import DivergenceError
+from amaml_core.records import machine
+
+from . import records
+from .records import RESULTS, Record, new_record
+
+# A cell that is run again comes this near to its record: see :func:`deviation`. Many repeat to the bit; a step that
+# is compiled anew, or on another processor, may round otherwise, and training amplifies that.
+TOLERANCE = 0.01
+SCRATCH = ".scratch"  # beside the records: checkpoints of cells that are under way, named after them
+CLOCK = ("seconds", "training_seconds", "low", "high", "load")  # columns that differ from one run to the next
+Run = Callable[["Cell", Path], pd.DataFrame]  # the cell, a folder for its checkpoints -> tidy rows
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment.
+
+    Attributes:
+        evaluation: the package under ``experiments`` whose ``run`` takes it.
+        kind: what it measures, within the evaluation.
+        settings: JSON values, of which ``size`` names how much is done.
+        seed: of all its draws.
+    """
+
+    evaluation: str
+    kind: str
+    settings: dict
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Words that tell cells apart: ``ratings-errors-size=full-method=A-MAML-...-seed=0``."""
+        parts = [f"{key}={value}" for key, value in (self.settings | {"seed": self.seed}).items()]
+        return re.sub(r"[^\w.=+-]", "_", "-".join([self.evaluation, self.kind, *parts]))
+
+    @property
+    def key(self) -> tuple:
+        """What its record is found by."""
+        return self.kind, json.dumps(self.settings, sort_keys=True), self.seed
+
+
+def run(cell: Cell, scratch: Path) -> pd.DataFrame:
+    """The rows of a cell, from its evaluation's ``run``."""
+    return importlib.import_module(f"experiments.{cell.evaluation}.run").run(cell, scratch)
+
+
+def attempt(cell: Cell, scratch: Path, threads: int = 1) -> Record:
+    """Run a cell. That it diverged is a result too: its record has no rows, but the message."""
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    table, lost = None, None
+    try:
+        table = run(cell, scratch)
+    except DivergenceError as error:
+        lost = str(error)
+    return new_record(cell.kind, cell.settings, cell.seed, table, time.perf_counter() - started, lost)
+
+
+def live_rows(cells: Iterable[Cell]) -> dict[str, pd.DataFrame]:
+    """Run cells here and now, without records: the rows of each kind, with the columns that recorded ones have."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for cell in cells:
+        found.setdefault(cell.kind, []).append(run(cell, Path()).assign(**cell.settings, seed=cell.seed, machine=machine()))
+    return {kind: pd.concat(tables, ignore_index=True) for kind, tables in found.items()}
+
+
+def missing(cells: Iterable[Cell], folder: Path = RESULTS) -> list[Cell]:
+    """The cells that have no record."""
+    cells = list(cells)
+    done = {e: {_key(r) for r in _records(e, folder)} for e in {cell.evaluation for cell in cells}}
+    return [cell for cell in cells if cell.key not in done[cell.evaluation]]
+
+
+def _records(evaluation: str, folder: Path) -> list[Record]:
+    return records.read(evaluation, folder) if folder.is_dir() else []
+
+
+def _key(record: Record) -> tuple:
+    return record.kind, json.dumps(record.settings, sort_keys=True), record.seed
+
+
+def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1) -> None:
+    """Run cells, ``jobs`` at once in processes of their own, and write each record as it comes.
+
+    A progress bar estimates the remaining time from the durations of earlier records of the same kind. Where a record stands
+    already, the new one takes its place, and it is printed how far the two are apart.
+    """
+    known = durations(folder, todo)
+    stood = {(c.evaluation, *c.key): r for c in todo for r in _records(c.evaluation, folder) if _key(r) == c.key}
+    scratch = folder / SCRATCH
+    # A single process where one is enough: it compiles the steps once for all cells.
+    pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", backend="sequential" if jobs == 1 else None)
+    with tqdm(total=round(sum(known[c.evaluation, c.kind] for c in todo)), unit="s", desc="cells", disable=None) as bar:
+        for cell, record in pool(joblib.delayed(_numbered)(cell, scratch, threads) for cell in todo):
+            records.write(record, cell.evaluation, folder)
+            for checkpoint in scratch.glob(f"{cell.name}.*"):
+                checkpoint.unlink()
+            bar.update(round(known[cell.evaluation, cell.kind]))
+            note = "diverged" if record.diverged else f"{record.duration:.0f} s"
+            if old := stood.get((cell.evaluation, *cell.key)):
+                apart = deviation(old, record)
+                note += f", {apart:.1e} from the record that stood ({'within' if apart <= TOLERANCE else 'NOT within'} {TOLERANCE})"
+            tqdm.write(f"{cell.name}: {note}")
+
+
+def _numbered(cell: Cell, scratch: Path, threads: int) -> tuple[Cell, Record]:
+    return cell, attempt(cell, scratch, threads)
+
+
+def durations(folder: Path, cells: Iterable[Cell]) -> dict[tuple[str, str], float]:
+    """Seconds that a cell of each kind takes: the median of its records, or of its evaluation's, or a minute."""
+    found = {}
+    for evaluation, kind in {(c.evaluation, c.kind) for c in cells}:
+        old = _records(evaluation, folder)
+        same = [r.duration for r in old if r.kind == kind] or [r.duration for r in old] or [60.0]
+        found[evaluation, kind] = max(statistics.median(same), 0.5)
+    return found
+
+
+def deviation(before: Record, after: Record) -> float:
+    """How far two records of one cell are apart: the largest difference of two numbers, those of the clock aside, relative to the
+    largest number of their column. Infinite if anything else differs."""
+    if (before.rows, list(before.columns), before.diverged) != (after.rows, list(after.columns), after.diverged):
+        return np.inf
+    apart, old, new = 0.0, before.table, after.table
+    for name in old:
+        if name in CLOCK or old[name].equals(new[name]):
+            continue
+        try:
+            a, b = (table[name].to_numpy(dtype=float) for table in (old, new))
+        except (TypeError, ValueError):  # words
+            return np.inf
+        if (np.isnan(a) != np.isnan(b)).any():
+            return np.inf
+        apart = max(apart, float(np.nanmax(np.abs(a - b)) / np.nanmax(np.abs([a, b]))))
+    return apart

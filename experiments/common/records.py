@@ -1,0 +1,203 @@
+"""Results with their provenance: one tidy table for each cell, one file of JSON lines for each evaluation.
+
+A line is appended at once and whole, so an interrupted run loses no earlier record; a last line that was cut off is not read, and
+is taken away by the next writer. A column whose values are all the same is written once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from amaml_core.records import commit, machine, versions, write_beside
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results" / "full"
+DIGITS = 10  # significant digits of a recorded number
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came out of one cell.
+
+    Attributes:
+        kind: of the cell, within its evaluation.
+        settings: every setting that the result depends on.
+        seed: of all its draws.
+        rows: how many rows the table has.
+        columns: the table: for each column a list of so many values, or one value for all rows. ``None`` is a missing number.
+        diverged: the message, if the cell diverged; then there are no rows.
+        duration: seconds.
+        versions, machine, date, commit: where, when and with what it was run.
+    """
+
+    kind: str
+    settings: dict
+    seed: int
+    rows: int
+    columns: dict
+    diverged: str | None
+    duration: float
+    versions: dict
+    machine: str
+    date: str
+    commit: str
+
+    def __post_init__(self) -> None:
+        kinds = {"kind": str, "settings": dict, "seed": int, "rows": int, "columns": dict, "diverged": (str, type(None)),
+                 "duration": (int, float), "versions": dict, "machine": str, "date": str, "commit": str}  # fmt: skip
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"entry {name!r} of a record must not be {value!r}")
+        if (self.rows > 0) == (self.diverged is not None):
+            raise ValueError("a record has rows, or says how the cell diverged")
+        if lengths := {len(v) for v in self.columns.values() if isinstance(v, list)} - {self.rows}:
+            raise ValueError(f"a record of {self.rows} rows has columns of {sorted(lengths)}")
+        if self.duration < 0:
+            raise ValueError(f"a record's duration is in seconds, not {self.duration}")
+        datetime.fromisoformat(self.date)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Its rows. A column of numbers of which some are missing has NaN there."""
+        return pd.DataFrame({name: _column(values, self.rows) for name, values in self.columns.items()}, range(self.rows))
+
+
+def new_record(
+    kind: str, settings: Mapping, seed: int, table: pd.DataFrame | None, duration: float, diverged: str | None = None
+) -> Record:
+    """A record of a result that was made here and now.
+
+    Raises:
+        ValueError: an infinite number, which JSON does not have.
+    """
+    table = pd.DataFrame() if table is None else table
+    return Record(
+        kind, dict(settings), seed, len(table), {name: _compact(table[name]) for name in table}, diverged, round(duration, 3),
+        versions(), machine(), datetime.now(UTC).isoformat(timespec="seconds"), commit(),
+    )  # fmt: skip
+
+
+def _compact(values: pd.Series) -> object:
+    """A column as JSON has it: whole numbers as they are, others to ``DIGITS`` digits, NaN as None; one value if all are equal."""
+    listed = [_plain(value) for value in values.tolist()]
+    return listed[0] if listed.count(listed[0]) == len(listed) else listed
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise ValueError("a record cannot hold an infinite number; say that the cell diverged, or leave the value out")
+        return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+    return value
+
+
+def _column(values: object, rows: int) -> object:
+    listed = values if isinstance(values, list) else [values] * rows
+    kinds = {type(value) for value in listed if value is not None}
+    return np.array(listed, dtype=float) if None in listed and kinds <= {int, float} else listed
+
+
+def path(evaluation: str, folder: Path = RESULTS) -> Path:
+    """The file of an evaluation's records."""
+    return folder / f"{evaluation}.jsonl"
+
+
+def read(evaluation: str, folder: Path = RESULTS) -> list[Record]:
+    """All records of an evaluation, in the order of their cells' settings; none if it has not been run.
+
+    Raises:
+        FileNotFoundError: not even the folder of the records is there.
+        ValueError: a line, other than an incomplete last one, is not a record.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no {folder}: get the records back with git, or make them with `make full`")
+    file = path(evaluation, folder)
+    if not file.exists():
+        return []
+    state = file.stat()
+    return list(_read(file, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=32)
+def _read(file: Path, changed: int, size: int) -> tuple[Record, ...]:
+    known, found = {entry.name for entry in fields(Record)}, []
+    for number, line in enumerate(file.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):  # a writer was cut off
+            continue
+        try:
+            content = json.loads(line)
+            if not isinstance(content, dict) or set(content) != known:
+                raise ValueError(f"its entries are not {sorted(known)}")
+            found.append(Record(**content))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}, is not a record: {error}") from error
+    return tuple(sorted(found, key=lambda r: (r.kind, json.dumps(r.settings), r.seed)))
+
+
+def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
+    """Append a record to its evaluation's file, or put it in the place of the one of the same cell."""
+    file, line = path(evaluation, folder), json.dumps(asdict(record), allow_nan=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".{file.name}.lock", "w") as lock:  # writers wait for each other
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        whole = [old for old in lines if old.endswith("\n")]
+        same = [number for number, old in enumerate(whole) if _key(json.loads(old)) == _key(asdict(record))]
+        if same or len(whole) < len(lines):
+            whole = [old for number, old in enumerate(whole) if number not in same[1:]]
+            whole[same[0] if same else len(whole) :] = [line, *whole[same[0] + 1 :]] if same else [line]
+            write_beside(file, "".join(whole).encode())
+        else:
+            with open(file, "ab") as end:
+                end.write(line.encode())
+                end.flush()
+                os.fsync(end.fileno())
+    return file
+
+
+def _key(content: Mapping) -> tuple:
+    return content["kind"], json.dumps(content["settings"], sort_keys=True), content["seed"]
+
+
+def rows(evaluation: str, kind: str, folder: Path = RESULTS, **wanted: object) -> pd.DataFrame:
+    """The tables of all records of a kind below each other; their settings, ``seed`` and ``machine`` are further columns.
+
+    Args:
+        evaluation, kind: which.
+        folder: of the records.
+        wanted: values that settings must have, for example ``size="full"``.
+
+    Returns:
+        A tidy table; empty if there are no such records.
+    """
+    parts = [
+        record.table.assign(**record.settings, seed=record.seed, machine=record.machine)
+        for record in of_kind(evaluation, kind, folder, **wanted)
+        if record.diverged is None
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def diverged(evaluation: str, kind: str, folder: Path = RESULTS, **wanted: object) -> pd.DataFrame:
+    """The cells of a kind that diverged: one row for each, with its settings, ``seed`` and ``message``."""
+    lost = [r for r in of_kind(evaluation, kind, folder, **wanted) if r.diverged is not None]
+    return pd.DataFrame([r.settings | {"seed": r.seed, "message": r.diverged} for r in lost])
+
+
+def of_kind(evaluation: str, kind: str, folder: Path = RESULTS, **wanted: object) -> Iterator[Record]:
+    """The records of a kind whose settings have the ``wanted`` values."""
+    for record in read(evaluation, folder):
+        if record.kind == kind and all(record.settings.get(name) == value for name, value in wanted.items()):
+            yield record

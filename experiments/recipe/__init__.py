@@ -1,0 +1,12 @@
+"""Fine-tuning curves under the released recipe: what does the published figure of synthetic regression show?
+
+The recipe differs from the protocol of :mod:`experiments.synthetic` in what surrounds the methods: plain gradient steps outside,
+proximal terms in both losses, points that are drawn anew for each update, double precision. Chapter "Synthetic regression" shows
+what it gives. One kind of cells, ``curves``: train by one method, and follow the errors on support and held-out points while new
+functions are fitted by Adam, from several moments of the training and at several rates.
+"""
+
+from . import figures, settings, tables
+from .run import live
+
+__all__ = ["figures", "live", "settings", "tables"]

@@ -1,0 +1,16 @@
+"""Synthetic regression: every random function is a task; methods are compared by their curves of fine-tuning on test functions.
+
+Chapter "Synthetic regression" shows it. Kinds of cells:
+
+- ``choices``: try the four settings that every method has in ``TRIALS``, on validation functions that are neither training nor test
+  functions, from a pool of their own;
+- ``curves``: train one method (or none, ``untrained``) and follow the error on the test functions, on support and held-out points,
+  while a network adapts by Adam (the released code's test) and by the method's own inner loop;
+- ``horizons``: train at one number of inner steps, test at many;
+- ``grids`` and ``points``: the adapted prediction of one test function on a grid of inputs, and the points it was adapted to.
+"""
+
+from . import figures, settings, tables
+from .run import live
+
+__all__ = ["figures", "live", "settings", "tables"]
