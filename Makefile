@@ -19,10 +19,10 @@ READY := $(VENV)/.ready
 NAMES := $(basename $(notdir $(sort $(wildcard book/src/*.md))))
 RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
 # What a run depends on beside its source. `make data` comes first and in a make of its own, so its results are seen here.
-CODE := $(shell find amaml_core -name '*.py')
+CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
 DATA := $(shell AMAML_DATA='$(AMAML_DATA)' $(PYTHON) -I amaml_core/locations.py)
-INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(shell find results -name '*.json' 2>/dev/null)
+INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
 PAGES := $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f)
 SUBMAKE := +@$(MAKE) --no-print-directory
 
@@ -37,6 +37,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.lock
 	@$(PY) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@# The notebooks import what stands beside the package, too, wherever they are run from.
+	@echo '$(CURDIR)' > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
 	@touch $@
 
 env: $(READY)  ## the environment in .venv
@@ -106,9 +108,9 @@ sync: $(READY)  ## carry the text of the sources into the committed notebooks
 bench: .venv-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
 	@.venv-bench/bin/python -m benchmarks $(BENCH)
 
-full: $(READY)  ## run the paper-scale cells that have no record yet (CELL='words of its name', FORCE='words': run those again)
+full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again)
 	$(SUBMAKE) data
-	@$(PY) -m amaml_core.experiments $(if $(LIST),--list) $(if $(FORCE),--force --only "$(FORCE)",$(if $(CELL),--only "$(CELL)"))
+	@$(PY) -m experiments --jobs $(JOBS) $(if $(LIST),--list) $(if $(FORCE),--force --only "$(FORCE)",$(if $(CELL),--only "$(CELL)"))
 
 lint: $(READY)  ## check the style and the types of the code
 	@$(PY) -m ruff format --check

@@ -1,15 +1,12 @@
-"""A result with its provenance, as JSON: what was run, with what, where, when, and what came out."""
+"""Where, when and with what something was run, and files that are never half-written."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from datetime import UTC, datetime
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,79 +16,6 @@ import torch
 from .locations import checkout
 
 PACKAGES = ("torchdiffeq", "numpy", "pandas")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One result.
-
-    Attributes:
-        experiment: its name, for example ``"ratings"``.
-        configuration: every setting that the result depends on.
-        seed: the seed of all its draws.
-        figures: what was measured: numbers, lists or tables of numbers.
-        duration: seconds.
-        versions, machine, date, commit: filled by :func:`new_record`.
-    """
-
-    experiment: str
-    configuration: dict
-    seed: int
-    figures: dict
-    duration: float
-    versions: dict
-    machine: str
-    date: str
-    commit: str
-
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            kinds: dict[str, Any] = {"dict": dict, "int": int, "float": (int, float), "str": str}
-            expected = kinds[str(entry.type)]
-            if not isinstance(value, expected) or isinstance(value, bool):
-                raise ValueError(f"record entry {entry.name!r} must be {entry.type}, not {value!r}")
-        if not self.figures:
-            raise ValueError("a record without figures records nothing")
-        if self.duration < 0:
-            raise ValueError(f"a record's duration is in seconds, not {self.duration}")
-        datetime.fromisoformat(self.date)
-
-
-def new_record(experiment: str, configuration: Mapping, seed: int, figures: Mapping, duration: float) -> Record:
-    """A record of a result made here and now."""
-    return Record(
-        experiment, dict(configuration), seed, dict(figures), float(duration),
-        versions=versions(),
-        machine=machine(), date=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit(),
-    )  # fmt: skip
-
-
-def write_record(record: Record, path: str | Path) -> Path:
-    """Write a record as JSON, beside its target first and then renamed. Refuses NaN, which JSON does not have."""
-    path = Path(path)
-    write_beside(path, (json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-    return path
-
-
-def read_record(path: str | Path) -> Record:
-    """Read and validate a record.
-
-    Raises:
-        ValueError: not JSON, entries missing or unknown, or of the wrong type.
-    """
-    try:
-        content = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    known = {entry.name for entry in fields(Record)}
-    if not isinstance(content, dict) or set(content) != known:
-        found = set(content) if isinstance(content, dict) else set()
-        raise ValueError(f"{path} is not a record: missing {sorted(known - found)}, unknown {sorted(found - known)}")
-    try:
-        return Record(**content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def brief(settings: Any) -> str:

@@ -14,8 +14,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from amaml_core.experiments.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, use_style  # noqa: E402
 from amaml_core.records import write_beside  # noqa: E402
+from experiments.common.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, use_style  # noqa: E402
 
 from . import results  # noqa: E402
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amaml_core.experiments.images import network
+from experiments.common.training import image_network
 
 from .cases import HEADS, LAYERS, TOKENS, VOCABULARY, WAY, Case
 
@@ -67,7 +67,7 @@ def torch_parts(case: Case):
     elif case.model == "transformer":
         model, loss = Transformer(case.width), token_loss
     else:
-        model, loss = network(case.width, WAY), functional.cross_entropy
+        model, loss = image_network(case.width, WAY), functional.cross_entropy
     if case.model == "conv-smooth":
         model = nn.Sequential(*(nn.GELU("tanh") if isinstance(part, nn.ReLU) else part for part in model))
     model.to(case.device, getattr(torch, case.dtype))

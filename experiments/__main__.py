@@ -12,7 +12,7 @@ from pathlib import Path
 from .common.cells import Cell, durations, missing, run_cells
 from .common.records import RESULTS
 
-EVALUATIONS = ("synthetic", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
+EVALUATIONS = ("synthetic", "recipe", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
 
 
 def cells(profile: str, seed: int | None = None) -> list[Cell]:
@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--only", default="", metavar="WORDS", help="only cells whose name contains all these words")
     parser.add_argument("--seed", type=int, help="only this seed")
-    parser.add_argument("--force", action="store_true", help="run again although a record stands, and say how far the two are apart")
+    parser.add_argument(
+        "--force", action="store_true", help="run again although a record stands, and say how far the two are apart"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process of its own")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they have a record")

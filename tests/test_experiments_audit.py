@@ -1,21 +1,39 @@
-"""The audit of the released code: its switches against the package's own methods, and against closed forms."""
+"""The audit of the released code: its switches against the package's own methods and closed forms, and what its chapter says."""
 
 import math
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from problems import F64, quadratic, regression, relative
+from scipy import stats
 from torchdiffeq import odeint
 
 from amaml_core import AMAML, MAML, Euler, Heun, meta_gradient
-from amaml_core.experiments import audit
-from amaml_core.experiments.audit import PAPER, RELEASED, Audited, Switches
-from amaml_core.experiments.cells import run_cell
-from amaml_core.records import read_record
 from amaml_core.samplers import Alpine, CosMixture
+from experiments import audit
+from experiments.audit import claims, facts, findings, memory, run, settings, tables
+from experiments.audit.formulas import FORMULAS, AlpineFormula, CosFormula, pools
+from experiments.audit.switches import (
+    BARE,
+    INNER_ALONE,
+    OUTER_ALONE,
+    PAPER,
+    RELEASED,
+    Audited,
+    Switches,
+    backward_loops,
+    distance,
+    one_at_a_time,
+    own_exact,
+    plain_exact,
+    settings_to_compare,
+)
+from experiments.common import records
+from experiments.common.cells import attempt, deviation, missing
 
 
 def gradient(method, problem, theta, tasks):
@@ -73,13 +91,13 @@ def test_the_papers_switches_give_the_continuous_adjoint_on_its_own_grid():
 def test_the_papers_gradient_approaches_plain_mamls_at_first_order_and_its_flows_at_second():
     problem, theta, tasks = regression()
     paper = [
-        audit.distance(gradient(a, problem, theta, tasks), audit.plain_exact(a, problem, theta, tasks)).error
+        distance(gradient(a, problem, theta, tasks), plain_exact(a, problem, theta, tasks)).error
         for a in (Audited(0.5, k, PAPER) for k in (20, 40, 80))
     ]
     assert paper[0] / paper[1] == pytest.approx(2, abs=0.3) and paper[1] / paper[2] == pytest.approx(2, abs=0.3)
     sound = replace(PAPER, forward="RK4")
     flow = [
-        audit.distance(gradient(a, problem, theta, tasks), audit.own_exact(a, problem, theta, tasks)).error
+        distance(gradient(a, problem, theta, tasks), own_exact(a, problem, theta, tasks)).error
         for a in (Audited(0.5, k, sound) for k in (20, 40, 80))
     ]
     assert flow[0] / flow[1] == pytest.approx(4, abs=0.8) and flow[1] / flow[2] == pytest.approx(4, abs=0.8)
@@ -92,7 +110,7 @@ def test_own_exact_is_the_gradient_of_what_is_adapted_by_and_judged_by(inner, ou
     problem, theta, tasks = regression()
     switches = replace(PAPER, inner_proximal=inner, outer_proximal=outer, forward=forward)
     audited = Audited(0.6, 5, switches, weight=0.7)
-    found = audit.own_exact(audited, problem, theta, tasks)
+    found = own_exact(audited, problem, theta, tasks)
 
     def objective(at):
         u, step = at.expand(len(tasks), -1), audited.inner_step(problem, at, tasks)
@@ -111,7 +129,7 @@ def test_a_sound_loop_with_proximal_terms_converges_at_second_order():
     problem, theta, tasks = regression()
     sound = replace(RELEASED, adjoint="Heun", backward_steps="n", quadrature="trapezoid")
     found = [
-        audit.distance(gradient(a, problem, theta, tasks), audit.own_exact(a, problem, theta, tasks)).error
+        distance(gradient(a, problem, theta, tasks), own_exact(a, problem, theta, tasks)).error
         for a in (Audited(0.5, k, sound) for k in (10, 20, 40))
     ]
     assert found[0] > 3 * found[1] > 9 * found[2]
@@ -123,8 +141,7 @@ def test_every_backward_loop_on_a_quadratic_is_its_matrix_polynomial():
     h, steps = 0.05, 6
     eye = torch.eye(4, dtype=F64)
     factor = {"Euler": eye - h * a, "Heun": eye - h * a + h * h / 2 * a @ a}
-    bare = audit.without_proximal(RELEASED)
-    for switches in audit.backward_loops(bare).values():
+    for switches in backward_loops(BARE).values():
         power = steps + (switches.backward_steps == "n+1")
         expected = torch.stack([torch.linalg.matrix_power(factor[switches.adjoint][b], power) @ c[b] for b in range(2)]).mean(0)
         assert relative(gradient(Audited(h * steps, steps, switches), problem, theta, tasks), expected) < 1e-12
@@ -146,7 +163,7 @@ def test_without_a_support_gradient_the_proximal_parts_are_sums_one_can_write_do
         found = gradient(Audited(h * steps, steps, switches), problem, theta, tasks)
         assert relative(found, factor * c.mean(0)) < 1e-12
     # The exact gradient is the query gradient itself: whatever theta is, u is there too.
-    assert relative(audit.own_exact(Audited(h * steps, steps, RELEASED), problem, theta, tasks), c.mean(0)) < 1e-12
+    assert relative(own_exact(Audited(h * steps, steps, RELEASED), problem, theta, tasks), c.mean(0)) < 1e-12
 
 
 def test_the_wrap_matters_for_heun_with_one_step_too_many_alone():
@@ -158,12 +175,12 @@ def test_the_wrap_matters_for_heun_with_one_step_too_many_alone():
 
 
 def test_one_at_a_time_turns_each_switch_once():
-    turned = audit.one_at_a_time(RELEASED, PAPER)
+    turned = one_at_a_time(RELEASED, PAPER)
     assert list(turned) == [f.name for f in fields(Switches)]
     for name, switches in turned.items():
         assert getattr(switches, name) == getattr(PAPER, name)
-        assert audit.one_at_a_time(switches, RELEASED) == {name: RELEASED}
-    settings = audit.settings_to_compare()
+        assert one_at_a_time(switches, RELEASED) == {name: RELEASED}
+    settings = settings_to_compare()
     assert {RELEASED, PAPER, *turned.values()} <= set(settings) and len(settings) == len(set(settings))
 
 
@@ -191,7 +208,7 @@ def test_settings_that_cannot_work_are_refused(bad):
     ],
 )
 def test_the_formulas_ends_are_the_samplers_variants(name, family):
-    mine = audit.FORMULAS[name]
+    mine = FORMULAS[name]
     drawn, expected = (f.draw(5, torch.Generator().manual_seed(0)) for f in (mine, family))
     torch.testing.assert_close(drawn, expected, rtol=1e-14, atol=0)
     x = torch.rand(5, 7, 2, generator=torch.Generator().manual_seed(1), dtype=F64) * (mine.high - mine.low) + mine.low
@@ -203,14 +220,16 @@ def test_each_change_of_a_formula_is_what_its_name_says():
     x = torch.tensor([[[0.3, -0.8]]], dtype=F64)
     p = torch.tensor([[0.5, 2.0, 1.0]], dtype=F64)
     waves, squares = math.cos(0.6 + 1) + math.cos(-1.6 + 1), 0.09 + 0.64
-    assert audit.CosFormula()(p, x).item() == pytest.approx(-0.05 * waves - squares)
-    assert audit.CosFormula(tenth=False)(p, x).item() == pytest.approx(-0.5 * waves - squares)
-    many = audit.CosFormula(swapped=True).draw(1000, torch.Generator().manual_seed(0))
+    assert CosFormula()(p, x).item() == pytest.approx(-0.05 * waves - squares)
+    assert CosFormula(tenth=False)(p, x).item() == pytest.approx(-0.5 * waves - squares)
+    many = CosFormula(swapped=True).draw(1000, torch.Generator().manual_seed(0))
     assert 3 * math.pi <= many[:, 1].min() and many[:, 1].max() <= 6 * math.pi and many[:, 2].max() <= 2
+    times = many[:, 1] / CosFormula().draw(1000, torch.Generator().manual_seed(0))[:, 1]  # at the same place of the range
+    assert 3 <= times.min() < 3.1 and 5.9 < times.max() <= 6
     q = torch.tensor([[0.4, -1.0]], dtype=F64)
     for formula, phases in (
-        (audit.AlpineFormula(first_phase=True), (0.4, 0.4)),
-        (audit.AlpineFormula(shifted=True), (0.4 + math.pi, math.pi - 1)),
+        (AlpineFormula(first_phase=True), (0.4, 0.4)),
+        (AlpineFormula(shifted=True), (0.4 + math.pi, math.pi - 1)),
     ):
         terms = [abs(v * math.sin(v + phase) + 0.1 * v) for v, phase in zip((0.3, -0.8), phases, strict=True)]
         assert formula(q, x).item() == pytest.approx(sum(terms))
@@ -221,96 +240,302 @@ def test_task_by_task_is_the_released_recipe_whatever_it_keeps():
     expected = meta_gradient(Audited(0.05, 5, RELEASED), problem, theta, tasks)
     for graph in (True, False):
         for view in (True, False):
-            adapted, found = audit.by_task(problem, theta, tasks, 5, graph, view)
+            adapted, found = memory.by_task(problem, theta, tasks, 5, graph, view)
             assert relative(adapted.detach(), expected.adapted) < 1e-12 and relative(found, expected.gradient) < 1e-12
             assert adapted.requires_grad == graph
-    plain = meta_gradient(MAML(audit.INNER_LR, 5), problem, theta, tasks)
-    adapted, found = audit.unrolled_by_task(problem, theta, tasks, 5)
+    plain = meta_gradient(MAML(settings.INNER_LR, 5), problem, theta, tasks)
+    adapted, found = memory.unrolled_by_task(problem, theta, tasks, 5)
     assert relative(adapted, plain.adapted) < 1e-12 and relative(found, plain.gradient) < 1e-12
 
 
 @pytest.mark.slow
 def test_the_kept_view_keeps_every_tasks_solution_alive():
-    found = {b: audit.memory_figures(b, 12, seed=0) for b in (2, 4)}
-    parameters = audit.make_problem().size
-    solution = 13 * parameters * 8  # bytes of one task's stored solution
-    growth = {name: (found[4][name]["peak"] - found[2][name]["peak"]) / 2 for name in found[2]}
+    problem, theta = run.make_problem(), run.initial(0)
+    found = {b: memory.measure(problem, theta, pools("cosmixture", b, 0).train, 12).set_index("way") for b in (2, 4)}
+    solution = 13 * problem.size * 8  # bytes of one task's stored solution
+    growth = (found[4]["peak"] - found[2]["peak"]) / 2
     assert growth["released"] > solution and growth["released, without graph"] > solution
     assert growth["released, without graph, copied"] < solution / 2
-    assert found[4]["released"]["nodes"] > 4 * 12 and found[4]["released, without graph"]["nodes"] == 0
+    assert found[4]["nodes"]["released"] > 4 * 12 and found[4]["nodes"]["released, without graph"] == 0
 
 
 def test_nodes_counts_each_once():
     x = torch.ones(2, requires_grad=True)
     y = x * 2
-    assert audit.nodes(y + y) == 3  # the sum, the product, and the place where x gathers its gradient
-    assert audit.nodes(x.detach()) == 0
+    assert memory.nodes(y + y) == 3  # the sum, the product, and the place where x gathers its gradient
+    assert memory.nodes(x.detach()) == 0
 
 
 def test_distance_of_known_vectors():
-    error, cosine = audit.distance(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
+    error, cosine = distance(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
     assert error == pytest.approx(4 / 3) and cosine == pytest.approx(0.6)
 
 
-def test_effects_pair_functions_and_widen_for_few_seeds():
-    def side(shift):
-        return pd.DataFrame({"seed": [0, 1, 2], "held_out": [np.array([1.0, 2.0]) + s for s in shift]})
-
-    found = audit.effect(side((0.1, 0.2, 0.3)), side((0.0, 0.0, 0.0)))
-    assert found.mean == pytest.approx(0.2) and found.seeds == 3
-    assert found.half_width == pytest.approx(4.303 * 0.1 / 3**0.5)
-    with pytest.raises(ValueError, match="one row for each seed"):
-        audit.effect(pd.concat([side((0, 0, 0))] * 2), side((0, 0, 0)))
-    with pytest.raises(ValueError, match="2 to 10 values"):
-        audit.seed_interval([1.0])
-
-
 def test_pools_standardise_by_what_they_say():
-    mine, theirs = (audit.pools("alpine", 20, 0, fit_on) for fit_on in ("train", "all"))
+    mine, theirs = (pools("alpine", 20, 0, fit_on) for fit_on in ("train", "all"))
     y = torch.cat([mine.train.support_y, mine.train.query_y], 1)
     assert abs(y.mean()) < 1e-12 and y.std(correction=0) == pytest.approx(1)
     assert relative(theirs.standardisation.undo_y(theirs.test.query_y), mine.standardisation.undo_y(mine.test.query_y)) < 1e-12
     assert theirs.standardisation.y_mean != mine.standardisation.y_mean
     with pytest.raises(ValueError, match="formula must be"):
-        audit.pools("cosines", 2, 0)
+        pools("cosines", 2, 0)
 
 
-def test_all_cells_have_names_of_their_own():
-    full = audit.cells("full")
-    assert len({c.name for c in full}) == len(full)
+# --------------------------------------------------------------------------------------------------------------------- cells
+
+
+def test_every_cell_of_the_full_size_has_a_record_and_every_record_a_cell():
+    full = settings.cells("full")
+    assert len({cell.name for cell in full}) == len(full) == len(records.read("audit"))
+    assert missing(full) == []
+    assert tables.counts().eval("records == of").all()
 
 
 @pytest.mark.slow
-def test_each_kind_of_cell_runs_again_to_the_same_figures(tmp_path):
-    smoke = audit.cells("smoke")
-    kinds = {c.experiment: c for c in smoke if c.settings.get("at") != "initial"}
-    assert len(kinds) == 5
-    for kind, cell in kinds.items():
-        figures = read_record(run_cell(cell, audit.run, tmp_path)).figures
-        again = audit.run(cell, tmp_path)
-        if kind == "audit-memory":
-            assert {n: f["nodes"] for n, f in again.items()} == {n: f["nodes"] for n, f in figures.items()}
-        else:
-            for entries in (figures, again):
-                entries.pop("training_seconds", None)
-            assert again == figures
-        assert len(audit.rows(kind.removeprefix("audit-"), figures)) > 2
-    assert audit.read("training", tmp_path).empty  # smoke records are not those of the full profile
+def test_each_kind_of_cell_runs_again_to_the_same_rows(tmp_path):
+    kinds = {cell.kind: cell for cell in settings.cells("smoke") if cell.settings.get("at") != "initial"}
+    assert set(kinds) == set(tables.KINDS)
+    for cell in kinds.values():
+        records.write(attempt(cell, tmp_path), "audit", tmp_path)
+        assert deviation(*(attempt(cell, tmp_path) for _ in range(2))) == 0
+    assert {r.kind for r in records.read("audit", tmp_path)} == set(kinds)
+    assert records.rows("audit", "training", tmp_path, size="full").empty  # smoke records are not those of the full size
 
 
 def test_an_unknown_training_setting_is_refused():
     with pytest.raises(ValueError, match="setting must be one of"):
-        audit.train("mine", audit.make_problem(), None, audit.SIZES["smoke"], 0)
+        run.train("mine", run.make_problem(), None, settings.SIZES["smoke"], 0)
+
+
+def test_live_rows_are_those_of_the_records_and_unknown_cells_are_refused():
+    live = audit.live("smoke", "gradient", 0, formula="alpine", at="initial")
+    assert set(live) == set(tables.recorded("gradient"))
+    (row,) = tables.select(live, PAPER).to_dict("records")
+    assert row["own_error"] == row["plain_error"]  # the forward solve is plain MAML's, so both references are one
+    assert tables.typical(live, PAPER, "own_error") == pytest.approx(row["own_error"])
+    with pytest.raises(ValueError, match="no cell of kind"):
+        audit.live("smoke", "gradient", 0, formula="sines")
+
+
+# -------------------------------------------------------------------------------------------------------------------- tables
+
+
+def errors(*shifts, tasks=2):
+    """Errors of two tasks for each seed: 1 and 2, and a shift."""
+    index = pd.MultiIndex.from_product([range(len(shifts)), range(tasks)], names=["seed", "task"])
+    return pd.Series([1.0 + task + shift for shift in shifts for task in range(tasks)], index)
+
+
+def test_effects_pair_functions_and_widen_for_few_seeds():
+    found = tables.effect(errors(0.1, 0.2, 0.3), errors(0.0, 0.0, 0.0).sample(frac=1, random_state=0))
+    assert found.mean == pytest.approx(0.2) and found.seeds == 3
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / 3**0.5)
+    assert tables.effect(errors(0.1, 0.2), errors(0.0, 0.0, 5.0)).seeds == 2  # what only one side has is left out
+    with pytest.raises(ValueError, match="the same tasks"):
+        tables.effect(errors(0.0, 0.0, tasks=3), errors(0.0, 0.0))
+    with pytest.raises(ValueError, match="at least 2"):
+        tables.effect(errors(0.0), errors(0.0))
+
+
+def test_errors_are_one_for_each_seed_and_task():
+    table = pd.DataFrame({"rule": "inner", "step": 0, "seed": [0, 0], "task": [0, 1], "held_out": [1.0, 2.0], "setting": "exact"})
+    assert tables.held_out(table, "inner", 0, setting="exact").tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match="one error of each seed and task is needed"):
+        tables.held_out(pd.concat([table, table]), "inner", 0)
+    with pytest.raises(ValueError, match="one error of each seed and task is needed"):
+        tables.held_out(table, "adam", 0)
+
+
+def test_errors_are_pooled_over_seeds_in_the_geometric_mean_and_cosines_in_the_mean():
+    shared = {"formula": "alpine", "at": "initial", "steps": 5, **vars(PAPER)}
+    table = pd.DataFrame([{**shared, "seed": s, "own_error": e, "own_cosine": e} for s, e in ((0, 0.1), (1, 0.4))])
+    assert tables.typical(table, PAPER, "own_error") == pytest.approx(0.2)
+    assert tables.by_cell(table, PAPER, "own_error")["alpine", "initial", 5] == pytest.approx(0.2)
+    assert tables.typical(table, PAPER, "own_cosine") == pytest.approx(0.25)
+    assert tables.select(table, RELEASED).empty
+
+
+# ------------------------------------------------------------------------------------------- what the chapter says of records
+
+CHAPTER = (Path(__file__).resolve().parents[1] / "book" / "src" / "10_audit.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return tables.read()
+
+
+@pytest.fixture(scope="module")
+def said(rows):
+    return {name.removeprefix("audit-"): text for name, text in facts.facts(rows).items()}
+
+
+def test_every_conclusion_holds(rows):
+    found = claims.conclusions(rows)
+    assert len(found) == 14 and {c.claim: c.verdict for c in found if c.verdict != "holds"} == {}
+
+
+def test_a_conclusion_that_the_records_contradict_does_not_hold(rows):
+    wrong = dict(rows, gradient=rows["gradient"].assign(plain_cosine=1.0), memory=rows["memory"].assign(peak=1))
+    verdicts = {c.claim: c.verdict for c in claims.conclusions(wrong)}
+    assert verdicts["The longer the horizon, the more they turn the meta-gradient"] == "does not hold"
+    assert verdicts["It is the view that keeps memory, not the graph"] == "holds in part"
+    assert list(verdicts.values()).count("holds") == len(verdicts) - 4
+
+
+def test_the_papers_claims_are_decided_by_the_records(rows):
+    verdicts = {c.claim: c.verdict for c in claims.claims()}
+    assert verdicts == {c.claim: c.verdict for c in claims.claims(rows)}
+    assert list(verdicts.values()) == ["holds in part", "holds in part", "does not hold", "holds in part"]
+    cosine = tables.one_each(rows["gradient"], BARE, "plain_cosine")
+    assert (cosine > claims.SAME).all()  # "without its proximal terms it does"
+    pair = tables.by_cell(rows["gradient"], PAPER, "plain_error")
+    assert pair[pair > claims.ACCURATE].index.tolist() == [("cosmixture", "trained", 10)]
+
+
+def test_the_table_of_findings_is_whole(rows):
+    lines = findings.table(rows).splitlines()
+    assert len(lines) == 11 and {line.count(" | ") for line in lines} == {4}
+
+
+def test_the_prose_says_all_numbers_by_glue(said):
+    assert set(re.findall(r"glue:text}`audit-([\w-]+)`", CHAPTER)) == set(said)
+
+
+def test_the_design_is_as_the_prose_says(rows):
+    size = settings.SIZES["full"]
+    assert size.seeds == 3 and sorted(size.steps) == [10, 50, 200, 500] and size.alpine_steps == 50 and size.functions == 100
+    assert all(rows[kind]["seed"].nunique() == 3 for kind in rows if kind != "memory") and rows["memory"]["seed"].nunique() == 1
+    alpine = rows["training"].query("formula == 'alpine'")["setting"]
+    assert set(alpine) == {settings.EXACT, settings.PROXIMAL, "released", settings.UNTRAINED}
+    assert stats.t.ppf(0.975, 2) > 4  # standard errors to each side
+
+
+def test_what_the_prose_says_of_the_proximal_terms(rows, said):
+    cosine = {s: tables.one_each(rows["gradient"], s, "plain_cosine") for s in (RELEASED, INNER_ALONE, OUTER_ALONE, BARE)}
+    mean = {s: c.groupby(level=["formula", "at", "steps"]).mean().unstack("steps") for s, c in cosine.items()}
+    for formula in facts.BOTH:  # at K = 50 and the trained network
+        both, inner, outer, _ = (m.loc[(formula, "trained"), 50] for m in mean.values())
+        assert outer <= both and 1 - inner < 0.1
+        paper = tables.by_cell(rows["gradient"], PAPER, "plain_error")[formula, "trained", 50]
+        for switches in facts.others(PAPER, RELEASED).values():
+            assert tables.by_cell(rows["gradient"], switches, "plain_error")[formula, "trained", 50] < 1.01 * paper
+    cos = {s: c["cosmixture"] for s, c in cosine.items()}
+    assert (cos[INNER_ALONE].unstack("steps").diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
+    assert (cos[BARE] > 0.999).all()
+    initial, trained = ({s: c.xs(at, level="at") for s, c in cos.items()} for at in ("initial", "trained"))
+    for steps in (200, 500):
+        assert (initial[OUTER_ALONE][steps] < initial[RELEASED][steps]).all()
+        shrunk = tables.one_each(rows["gradient"], RELEASED, "plain_norm")["cosmixture"].unstack("at")
+        ratio = (shrunk["trained"] / shrunk["initial"]).xs(steps, level="steps")
+        assert (ratio < facts.outer_part(rows["gradient"], "cosmixture", steps)).all()
+        assert (facts.outer_part(rows["gradient"], "cosmixture", steps) < 1).all()
+    assert (initial[OUTER_ALONE][500] < 0).all() and (trained[RELEASED][500] < trained[OUTER_ALONE][500]).all()
+    at_50 = cosine[RELEASED].xs(50, level="steps").unstack("at")
+    assert (at_50["initial"] > at_50["trained"]).all()
+    # The figure's words: falling with K, but for the outer term alone at the trained network, which is lowest at 200.
+    for switches in (RELEASED, INNER_ALONE):
+        assert (mean[switches].loc["cosmixture"].diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
+    assert mean[OUTER_ALONE].loc[("cosmixture", "trained")].idxmin() == 200
+    assert min(float(said[f"added-{f}"]) for f in facts.BOTH) >= 1
+    assert said["inner-seeds-cosmixture"] == "1 of 3 seeds" and said["inner-seeds-alpine"] == "0 of 3 seeds"
+
+
+def test_what_the_prose_says_of_the_loops(rows, said):
+    gradient = rows["gradient"]
+    own = {
+        base: {n: tables.by_cell(gradient, s, "own_error") for n, s in backward_loops(base).items()} for base in (BARE, RELEASED)
+    }
+    released, right, wrapped, unwrapped, heun, sound = own[RELEASED].values()
+    steps = released.index.get_level_values("steps")
+    assert (heun[steps == 50] > released[steps == 50]).all() and (heun[steps == 10] < released[steps == 10]).all()
+    assert all((sound[steps == 50] < loop[steps == 50]).all() for loop in (released, right, wrapped, unwrapped, heun))
+    bare = list(own[BARE].values())
+    assert bare[0][steps == 50].idxmax() == ("alpine", "trained", 50)
+    left = [loop["cosmixture", "initial"] for loop in bare]  # the left figure
+    assert all((loop > 80 * left[4]).all() for loop in left[:4])
+    turned = {name: tables.by_cell(gradient, s, "own_error") / released for name, s in facts.others(RELEASED, PAPER).items()}
+    assert said["trapezoid-50"] == "1.1 to 2.8" and (turned["quadrature"] > 1).all()
+    at = turned["adjoint"].index.get_level_values("at")
+    raised = (steps >= 200) | ((steps == 50) & (at == "trained"))
+    assert ((turned["adjoint"] > 1) == raised).all() and (turned["backward_steps"] < 1).all()
+    pair = tables.by_cell(gradient, PAPER, "own_error")[steps == 50]
+    mended = {n: pair / tables.by_cell(gradient, s, "own_error")[steps == 50] for n, s in one_at_a_time(PAPER, RELEASED).items()}
+    assert mended["forward"].min() > 20 and max(m.max() for n, m in mended.items() if n != "forward") < 4
+    initial = {n: loop["cosmixture", "initial"] for n, loop in own[RELEASED].items()}  # the right figure
+    order = pd.DataFrame(initial).rank(axis=1)
+    assert (order.loc[:200, "Heun, n steps, trapezoid"] == 1).all()
+    assert order.loc[500, ["Euler, n + 1 steps (released)", "Euler, n steps"]].max() == 2
+
+
+def test_what_the_prose_says_of_the_results(rows, said):
+    training = rows["training"]
+    lead, one, neither = (
+        facts.change(training, "cosmixture", s, tables.ADAM) for s in ("released", settings.PROXIMAL, "released without 1")
+    )
+    assert lead.mean == pytest.approx(one.mean, rel=0.01) and abs(neither.mean) < abs(lead.mean) / 20
+    for formula in facts.BOTH:
+        for setting in (settings.PROXIMAL, "released"):
+            found = facts.change(training, formula, setting, tables.INNER)
+            assert abs(found.mean) < found.half_width
+    for setting in ("paper", *facts.TWO_AND_THREE):  # worse before adaptation
+        found = facts.change(training, "cosmixture", setting, facts.MOMENTS[0])
+        assert found.mean > found.half_width
+    together = facts.change(training, "cosmixture", "released without 1", facts.MOMENTS[0])
+    assert abs(together.mean) < together.half_width
+    own = training[training["tested_on"].eq("own") & training["rule"].eq("adam")]
+    for column, sign in (("held_out", 1), ("mean_support", -1)):  # from 200 to 500 epochs, on Alpine functions
+        mean = own[own["formula"].eq("alpine")].groupby(["setting", "seed", "step"])[column].mean().unstack("step")
+        assert (sign * (mean[500] - mean[200]) > 0).all() and len(mean) == 12
+    worse = [tables.trained_on(training, "alpine", s, *tables.ADAM).groupby("seed").mean() for s in ("released", settings.EXACT)]
+    assert (worse[0] > worse[1]).all()
+    after = facts.change(training, "alpine", "released", tables.ADAM)
+    assert abs(after.mean) < after.half_width
+    assert float(said["all-less-one"]) < 0.001 and said["after"] == "0.002"
+    gone = tables.effect(
+        tables.trained_on(training, "cosmixture-released", settings.EXACT, *tables.ADAM, "slides"),
+        tables.trained_on(training, "cosmixture", settings.EXACT, *tables.ADAM),
+    )
+    assert abs(gone.mean) < gone.half_width
+    # The figure's words: dots within a hundredth of zero after 50 inner steps, and an axis that is much longer for Adam.
+    for formula, names in (("cosmixture", list(settings.TRAINED)[1:-1]), ("alpine", [settings.PROXIMAL, "released"])):
+        exact = tables.trained_on(training, formula, settings.EXACT, *tables.INNER)
+        for setting in names:
+            dots = (tables.trained_on(training, formula, setting, *tables.INNER) - exact).groupby("seed").mean()
+            assert dots.abs().max() < 0.01
+    inner, adam = (axis.get_xlim() for axis in audit.figures.training(training).axes)
+    assert adam[1] - adam[0] > 5 * (inner[1] - inner[0])
+
+
+def test_what_the_prose_says_of_functions_and_memory(rows):
+    cosine = rows["functions"].pivot(index="seed", columns="formula", values="cosine")
+    assert (cosine["cosmixture-without-tenth"] < cosine["cosmixture-swapped"]).all()
+    peak = rows["memory"].pivot(index="way", columns=["batch", "steps"], values="peak")
+    assert peak.loc["released", (8, 50)] == pytest.approx(peak.loc["released", (2, 200)], rel=0.05)  # it grows with B K
+    unrolled = peak.loc[tables.UNROLLED]
+    assert unrolled[8, 50] == pytest.approx(unrolled[2, 50], rel=0.05) and unrolled[2, 200] > 3.5 * unrolled[2, 50]
+    seconds = rows["memory"].pivot(index="way", columns=["batch", "steps"], values="seconds")
+    assert (seconds.loc["ours, Store"] < seconds.loc[tables.UNROLLED]).all()
 
 
 @pytest.mark.slow
-def test_here_gives_the_table_that_records_would(tmp_path):
-    live = audit.here("gradient", "smoke", 0, formula="alpine", at="initial")
-    (cell,) = (c for c in audit.cells("smoke", 0) if c.settings.get("formula") == "alpine" and c.settings.get("at") == "initial")
-    path = run_cell(cell, audit.run, tmp_path)
-    path.rename(tmp_path / path.name.replace("profile=smoke", "profile=full"))
-    assert audit.read("gradient", tmp_path)[live.columns].equals(live)  # JSON sorts the columns
-    (row,) = audit.select(live, PAPER).to_dict("records")
-    assert row["own_error"] == row["plain_error"]  # the forward solve is plain MAML's, so both references are one
-    found = audit.over_seeds(pd.concat([audit.select(live, PAPER)] * 2), "own")
-    assert found["error"] == pytest.approx(row["own_error"]) and found["least"] == found["largest"]
+def test_the_weight_of_the_exercise():
+    """A little below a quarter at K = 50, and more than half of that at K = 200."""
+    problem, theta, tasks = run.make_problem(), run.initial(0), pools("cosmixture", 6, 0).test[:5]
+
+    def cosine(weight, steps):
+        method = Audited(settings.INNER_LR * steps, steps, RELEASED, weight)
+        return distance(gradient(method, problem, theta, tasks), plain_exact(method, problem, theta, tasks)).cosine
+
+    assert cosine(0.25, 50) < 0.99 < cosine(0.22, 50)
+    assert cosine(0.22, 200) < 0.99 < cosine(0.125, 200)
+
+
+def test_figures_show_all_lines(rows):
+    proximal, loops, training = (
+        audit.figures.proximal(rows["gradient"]),
+        audit.figures.loops(rows["gradient"]),
+        audit.figures.training(rows["training"]),
+    )
+    assert [len(axis.lines) for axis in proximal.axes] == [5, 5] and [len(axis.lines) for axis in loops.axes] == [6, 6]
+    assert [text.get_text() for text in training.axes[0].get_legend().get_texts()] == list(facts.BOTH)

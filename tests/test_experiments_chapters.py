@@ -8,9 +8,9 @@ import torch
 from problems import F64, quadratic, regression
 
 from amaml_core import Backsolve, Checkpoint, Store
-from amaml_core.experiments.reversal import reconstruct
-from amaml_core.experiments.schedules import Call, Kept, calls, cost, kept
-from amaml_core.experiments.timing import medians, operations
+from experiments.common.reversal import reconstruct
+from experiments.common.schedules import Call, Kept, calls, cost, kept
+from experiments.common.timing import medians, operations
 
 
 def test_a_short_flow_can_be_run_backward():

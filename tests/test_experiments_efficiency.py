@@ -1,70 +1,65 @@
-"""What a meta update costs: published values, equal gradients in every mode, byte counts known by hand, cells and tables."""
+"""What a meta update costs: published values, equal gradients in every mode, byte counts known by hand, tables and claims."""
 
 import pandas as pd
 import pytest
 import torch
 
 from amaml_core import meta_gradient
-from amaml_core.experiments import efficiency
-from amaml_core.experiments.cells import Cell, run_cell
-from amaml_core.experiments.efficiency import (
-    LONG,
-    METHODS,
-    MODES,
-    PUBLISHED_SECONDS,
-    PUBLISHED_SHARE,
-    PUBLISHED_STEPS,
-    SIZES,
-)
-from amaml_core.records import read_record
+from experiments.common.cells import attempt, deviation
+from experiments.common.records import of_kind
+from experiments.efficiency import claims, run, settings, tables
+from experiments.efficiency.settings import LONG, METHODS, MODES, PUBLISHED_STEPS, SIZES
 
 P = 2 * 32 + 32 + 32 * 32 + 32 + 32 + 1
 
 
+@pytest.fixture(scope="module")
+def recorded():
+    seconds, peaks = tables.recorded("seconds"), tables.recorded("bytes")
+    if seconds.empty or peaks.empty:
+        pytest.skip("no records")
+    return seconds[seconds["device"].eq("cpu")], tables.normalised(peaks)
+
+
 def test_published_values_are_complete_and_only_maml_runs_out_of_memory():
-    table = efficiency.published()
-    assert len(table) == 5 * 8 - 2
-    for values in (PUBLISHED_SECONDS, PUBLISHED_SHARE):
-        missing = {(name, k) for name, row in values.items() for k, v in zip(PUBLISHED_STEPS, row, strict=True) if v is None}
-        assert missing == {("MAML", 300), ("MAML", 500)}
-    assert table["share"].between(efficiency.IDLE_SHARE, efficiency.FULL_SHARE).all()
-    longest = table[table["steps"] == 200].set_index("method")["seconds"]
+    for measure in ("seconds", "share of memory"):
+        table = tables.published_by_steps(measure)
+        assert table.shape == (5, 8) and table.isna().sum().sum() == 2 and table.loc["MAML", [300, 500]].isna().all()
+    assert tables.theirs("share of memory")["share of memory"].between(tables.IDLE_SHARE, tables.FULL_SHARE).all()
+    longest = tables.published_by_steps("seconds")[200]
     assert longest.idxmax() == "MAML" and longest["A-MAML"] > longest["iMAML"] > longest["FOMAML"]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_mode_computes_the_same_meta_gradient(name):
-    tasks, method = efficiency.make_tasks(0), METHODS[name](5)
+    tasks, method = run.make_tasks(0), METHODS[name](5)
     found = []
     for mode in ("plain", "traced"):
-        problem = efficiency.make_problem(mode, 0)
+        problem = run.make_problem(mode, 0)
         found.append(meta_gradient(method, problem, problem.initial_parameters(), tasks).gradient)
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
     assert found[0].norm() > 1e-3
 
 
 def test_modes_are_what_they_say_and_others_are_refused():
-    assert [(p.trace, p.compile) for p in (efficiency.make_problem(m, 0) for m in MODES)] == [
-        (False, False), (True, False), (True, True),
-    ]  # fmt: skip
-    assert efficiency.make_problem("plain", 0).size == P
+    assert [(p.trace, p.compile) for p in (run.make_problem(m, 0) for m in MODES)] == [(False, False), (True, False), (True, True)]
+    assert run.make_problem("plain", 0).size == P
     with pytest.raises(ValueError, match="mode must be one of"):
-        efficiency.make_problem("fast", 0)
+        run.make_problem("fast", 0)
 
 
 def test_times_are_medians_of_so_many_turns_with_their_range():
-    found = efficiency.seconds(("FOMAML", "MAML"), "traced", 2, seed=0, turns=3)
-    assert set(found["methods"]) == {"FOMAML", "MAML"} and found["turns"] == 3
-    for entry in found["methods"].values():
-        assert 0 < entry["low"] <= entry["seconds"] <= entry["high"]
-    assert len(found["load"]["before"]) == len(found["load"]["after"]) == 3
+    found = run.seconds(("FOMAML", "MAML"), "traced", 2, seed=0, turns=3)
+    assert found["method"].tolist() == ["FOMAML", "MAML"] and found["turns"].eq(3).all() and found["load"].ge(0).all()
+    assert (found["low"].gt(0) & found["low"].le(found["seconds"]) & found["seconds"].le(found["high"])).all()
+    assert [SIZES["full"].turns_at(k) for k in (10, 200, 5000)] == [9, 5, 3]
 
 
 @pytest.mark.slow
 def test_store_grows_by_one_state_a_step_maml_by_its_graph_and_first_order_by_nothing():
-    few, many = (efficiency.live_bytes(tuple(METHODS), k, 0)["methods"] for k in (36, 64))
-    growth = {name: (many[name]["peak"] - few[name]["peak"]) / 28 for name in METHODS}
-    state = efficiency.BATCH * P * 4  # bytes of u (B, P) in single precision
+    few, many = (run.live_bytes(tuple(METHODS), k, 0).set_index("method")["peak"] for k in (36, 64))
+    growth = (many - few) / 28
+    state = settings.BATCH * P * 4  # bytes of u (B, P) in single precision
     assert growth["A-MAML, Store"] == state
     assert growth["FOMAML"] == growth["Reptile"] == growth["iMAML"] == 0
     # From 6 to 8 segments, of as many states each: 4 further states in 28 further steps.
@@ -74,45 +69,81 @@ def test_store_grows_by_one_state_a_step_maml_by_its_graph_and_first_order_by_no
 
 def test_maml_fills_the_normalised_memory_as_it_did_the_published_one():
     table = pd.DataFrame({"method": ["MAML", "MAML", "MAML", "FOMAML"], "steps": [100, 200, 500, 500], "peak": [50, 100, 250, 0]})
-    assert efficiency.normalised(table).tolist() == pytest.approx([0.54, 0.98, 2.3, 0.10])
+    assert tables.normalised(table)["share"].tolist() == pytest.approx([0.54, 0.98, 2.3, 0.10])
     with pytest.raises(ValueError, match="MAML must be among"):
-        efficiency.normalised(table[table["method"] == "FOMAML"])
+        tables.normalised(table[table["method"] == "FOMAML"])
 
 
 def test_all_methods_meet_at_the_published_steps_and_ours_go_on():
-    cells = [c for c in efficiency.cells("full") if c.settings.get("device", "cpu") == "cpu"]
-    names = [c.name for c in cells]
-    assert len(set(names)) == len(names)
-    kinds = {(c.experiment, c.settings.get("mode"), c.settings["methods"], c.settings["steps"]) for c in cells}
+    cells = [c for c in settings.cells("full") if c.settings.get("device", "cpu") == "cpu"]
+    kinds = {(c.kind, c.settings.get("mode"), c.settings["methods"], c.settings["steps"]) for c in cells}
+    assert len(kinds) == len(cells)
     for k in PUBLISHED_STEPS:
-        assert {("efficiency", mode, "all", k) for mode in MODES} | {("efficiency-memory", None, "all", k)} <= kinds
-    assert {("efficiency", "compiled", "long", 5000), ("efficiency-memory", None, "long", 5000)} <= kinds
+        assert {("seconds", mode, "all", k) for mode in MODES} | {("bytes", None, "all", k)} <= kinds
+    assert {("seconds", "compiled", "long", 5000), ("bytes", None, "long", 5000)} <= kinds
     assert not any(mode == "plain" and names == "long" for _, mode, names, _ in kinds)
     assert set(LONG) < set(METHODS)
 
 
-def test_records_come_back_as_tables(tmp_path):
-    common = {"profile": "full", "methods": "long", "steps": 3}
-    run_cell(Cell("efficiency-memory", common, 0), efficiency.run, tmp_path)
-    run_cell(Cell("efficiency", common | {"device": "cpu", "mode": "traced"}, 0), efficiency.run, tmp_path)
-    memory, seconds = efficiency.read_memory(tmp_path), efficiency.read_seconds(tmp_path)
-    assert sorted(memory["method"]) == sorted(LONG) and (memory["peak"] >= memory["held"]).all()
-    assert set(seconds["mode"]) == {"traced"} and (seconds["load"] >= 0).all() and seconds["machine"].str.len().min() > 0
-    empty = tmp_path / "none"
-    assert efficiency.read_memory(empty).empty and efficiency.read_seconds(empty).empty
-
-
-def test_a_small_comparison_holds_every_method():
-    seconds, memory = efficiency.compare("smoke", 0)
-    for table in (seconds, memory):
+def test_a_live_comparison_gives_every_table_of_the_chapter():
+    live = run.live("smoke", 0)
+    for kind in ("seconds", "bytes"):
+        table = live[kind]
         assert set(table.loc[table["steps"].isin(SIZES["smoke"].steps), "method"]) == set(METHODS)
         assert set(table.loc[table["steps"].isin(SIZES["smoke"].long_steps), "method"]) == set(LONG)
+    seconds, peaks = live["seconds"], tables.normalised(live["bytes"])
+    assert tables.prices(seconds).shape == (6, 3) and "no records yet" in tables.source(seconds)
+    assert tables.maml_over_amaml(seconds).gt(0).all() and set(tables.at_the_end(seconds, peaks)) >= {"steps", "saved"}
+    assert {c.verdict for c in claims.claims(seconds, peaks)} <= {"holds", "holds in part", "does not hold", "not run"}
+
+
+def test_a_price_is_the_slope_of_time_over_steps():
+    table = pd.DataFrame({"method": "MAML", "steps": [100, 200, 500, 1000], "seconds": [0.3, 0.5, 1.1, 99.0]})
+    assert tables.price(table)["MAML"] == pytest.approx(2.0)  # ms; beyond 500 steps it does not count
+    assert tables.price(table.head(1)).isna().all()
+
+
+def test_every_published_number_stands_beside_ours_in_a_unit_that_machines_share(recorded):
+    found = tables.numbers(*recorded)
+    assert len(found) == 76 and found["ours"].notna().all() and found["given"].sum() == 8 + 5 + 1
+    fomaml = found[found["method"].eq("FOMAML") & found["measure"].str.startswith("seconds")]
+    assert (fomaml[["published", "ours"]] == 1).all(axis=None)
+    at = found.set_index(["measure", "method", "steps"])["published"]
+    assert at["seconds over FOMAML's", "A-MAML", 200] == pytest.approx(0.90 / 0.60)
+    assert at["rise of memory over MAML's to 200 steps", "A-MAML", 500] == pytest.approx(0.155 / 0.88)
+
+
+def test_the_conclusions_of_the_chapter_follow_from_the_records(recorded):
+    verdict = {c.claim: c.verdict for c in claims.claims(*recorded)}
+    assert verdict["MAML's memory grows in proportion to K"] == "holds"
+    assert verdict["A-MAML's memory grows far more slowly"] == "holds"
+    assert verdict["The memory of iMAML, FOMAML and Reptile does not grow"] == "holds"
+    assert verdict["FOMAML and Reptile are the fastest, then iMAML, then A-MAML"] == "holds"
+    assert verdict["A-MAML costs half as much again as FOMAML"] == "does not hold"
+    assert verdict["MAML cannot take 300 steps"] == "does not hold"
+    # On the same ground unrolling is faster, compiled the adjoint is: "depends on the implementation, not on the algorithm".
+    ratio = tables.maml_over_amaml(recorded[0])
+    assert ratio["plain"] < 1 < ratio["traced"] < ratio["compiled"]
+    # The two curves of A-MAML's memory meet at 500 steps and nowhere else: "a single number would have been a coincidence".
+    shares = tables.shares_side_by_side(recorded[1]).loc["A-MAML"]
+    apart = (shares.loc["Store"] / shares.loc["published"] - 1).abs()
+    assert apart[500] < 0.02 and apart.loc[20:300].min() > 0.08
+
+
+def test_other_records_would_refute_them(recorded):
+    seconds, peaks = recorded
+    adjoint = peaks["method"].str.startswith("A-MAML")
+    grown = peaks.assign(MiB=peaks["MiB"] * peaks["steps"], peak=peaks["peak"].where(~adjoint, peaks["peak"] * peaks["steps"]))
+    slower = seconds.assign(seconds=seconds["seconds"] * seconds["method"].map(lambda m: 5.0 if m == "FOMAML" else 1.0))
+    verdict = {c.claim: c.verdict for c in claims.claims(slower, grown)}
+    assert verdict["A-MAML's memory grows far more slowly"] != "holds"
+    assert verdict["The memory of iMAML, FOMAML and Reptile does not grow"] == "does not hold"
+    assert verdict["FOMAML and Reptile are the fastest, then iMAML, then A-MAML"] == "does not hold"
 
 
 def test_recorded_bytes_are_counted_again_to_the_byte():
-    path = next(c for c in efficiency.cells("full") if c.experiment == "efficiency-memory" and c.settings["steps"] == 10).path(
-        efficiency.RECORDS
-    )
-    if not path.exists():
+    cell = next(c for c in settings.cells("full") if c.kind == "bytes" and c.settings["steps"] == 10)
+    stood = [r for r in of_kind("efficiency", "bytes") if r.settings == cell.settings]
+    if not stood:
         pytest.skip("no record")
-    assert efficiency.live_bytes(tuple(METHODS), 10, 0) == read_record(path).figures
+    assert deviation(stood[0], attempt(cell, None)) == 0

@@ -1,77 +1,251 @@
-"""Few-shot images at full size: rows, choices, what an accuracy without transduction is, and runs that go on after an interrupt."""
+"""Few-shot images: rows, choices and their edges, accuracies with their intervals, runs that stop and go on, claims."""
 
-import shutil
-from dataclasses import asdict, replace
+import json
+from dataclasses import asdict, fields, replace
+from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from amaml_core import AMAML, IMAML, Problem, metrics
-from amaml_core.experiments import images, images_full
-from amaml_core.experiments.cells import SCRATCH, read_records, run_cell
-from amaml_core.experiments.published import IMAGES_TABLE
-from amaml_core.records import new_record, read_record
+from amaml_core import AMAML, IMAML, DivergenceError, Problem, metrics
+from amaml_core.loop import MetaStep, StopTraining
 from amaml_core.samplers import ImageSampler
 from amaml_core.tasks import Tasks
+from experiments.common import records
+from experiments.common.cells import SCRATCH, missing, run_cells
+from experiments.common.choosing import chosen
+from experiments.common.published import published
+from experiments.common.statistics import seed_interval
+from experiments.common.training import generator, image_network
+from experiments.images import claims, figures, settings, tables
+from experiments.images import run as running
+from experiments.images.settings import (
+    CHOSEN,
+    FIRST_LOOK,
+    FIRST_RECIPE,
+    FIRST_ROWS,
+    GRIDS,
+    PUBLISHED,
+    ROWS,
+    SIZES,
+    TRIALS,
+    Recipe,
+)
+from experiments.images.training import Watch, samplers
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_data(tmp_path, monkeypatch):
     monkeypatch.setenv("AMAML_DATA", str(tmp_path / "none"))
 
 
-def cell(row, **more):
-    (found,) = [c for c in images_full.cells("smoke") if c.settings == {"profile": "smoke", "size": "tiny", "row": row} | more]
+@pytest.fixture(scope="module")
+def reduced():
+    return tables.recorded("accuracy", "reduced")
+
+
+@pytest.fixture(scope="module")
+def choices():
+    return tables.recorded("choice", "reduced")
+
+
+def cell(row, kind="accuracy"):
+    (found,) = [c for c in settings.cells("smoke") if (c.settings["row"], c.kind) == (row, kind)]
     return found
 
 
-def test_every_published_row_has_a_cell_at_every_size_and_those_for_a_gpu_are_left_to_one():
-    for (data, _), rows in IMAGES_TABLE.items():
-        assert tuple(rows) == images_full.ROWS == tuple(images_full.PUBLISHED[data])
-    cells = images_full.cells("full")
-    assert len(cells) == 7 * 3 + 7 and len({c.name for c in cells}) == len(cells)
-    here = images_full.every_cell("full")
-    assert len(here) == (28 if torch.cuda.is_available() else 14)
+# ------------------------------------------------------------------------------------------------------ cells and records
+
+
+def test_every_published_row_has_a_cell_at_every_size_and_those_for_a_gpu_are_left_to_one(monkeypatch):
+    for data, task in tables.PAPER_TASKS.items():
+        assert set(published("images", source="table", data=data, shots=task)["method"]) == set(ROWS) == set(PUBLISHED[data])
+    for gpu, count in ((True, 7 + 7 * 3), (False, 7 + 7)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        cells = settings.cells("full")
+        assert len(cells) == count and len({c.name for c in cells}) == count
+        assert all(len(c.name) < 220 for c in cells)  # the name of a checkpoint, with its ending
+
+
+def test_every_cell_of_the_full_size_has_a_record_and_every_record_its_cell(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # what a machine without a GPU can run
+    cells = settings.cells("full")
+    assert not missing(cells)
+    found = {(r.kind, json.dumps(r.settings, sort_keys=True), r.seed) for r in records.read("images")}
+    assert found == {c.key for c in cells}
+
+
+def test_a_size_says_its_rows_seeds_and_updates_and_takes_the_recipes_of_its_data(monkeypatch):
+    size = replace(SIZES["omniglot"], rows=("MAML", "iMAML-GD"), seeds=(0, 1, 2), updates=1000, gpu=False)
+    monkeypatch.setitem(SIZES, "other", size)
+    assert [(c.settings["row"], c.settings["updates"], c.seed) for c in settings.cells("other")] == [
+        *(("MAML", 1000, s) for s in range(3)),
+        *(("iMAML-GD", 20_000, s) for s in range(3)),  # as its own paper says
+    ]
+    assert [c.seed for c in settings.cells("other", seed=7)] == [7, 7]
+    assert settings.recipe("MAML", size) == Recipe(5, 0.1, 5, None, 16, 1000)
+    equal = replace(size, equal_budget=True)
+    assert {(r.batch, r.updates) for r in (settings.recipe(row, equal) for row in ROWS)} == {(16, 1000)}
 
 
 def test_all_rows_have_as_many_trials_and_a_horizon_is_that_of_its_row():
-    assert {len(trials) for trials in images_full.TRIALS.values()} == {3}
+    assert {len(trials) for trials in TRIALS.values()} == {3}
     for horizon in (0.5, 1.0):
         row = f"A-MAML, T={horizon}"
-        for recipe in (*images_full.TRIALS[row], *(table[row] for table in images_full.PUBLISHED.values())):
-            method = images_full.make_method(row, recipe)
+        for recipe in (*TRIALS[row], *(table[row] for table in PUBLISHED.values())):
+            method = settings.make_method(row, recipe)
             assert isinstance(method, AMAML) and method.horizon == pytest.approx(horizon)
             assert method.solver.steps == recipe.steps
     for row in ("iMAML-GD", "iMAML-HF"):
-        method = images_full.make_method(row, images_full.PUBLISHED["omniglot"][row])
+        method = settings.make_method(row, PUBLISHED["omniglot"][row])
         assert isinstance(method, IMAML) and method.regularization == 2.0
 
 
-def test_the_chosen_trials_are_those_of_the_records():
-    records = [r for r in read_records(images_full.RECORDS) if "choice" in r.configuration]
-    if not records:
-        pytest.skip("no records of the choice")
-    assert {r.configuration["row"] for r in records} == set(images_full.ROWS)
-    for r in records:
-        row, found = r.configuration["row"], r.figures["validation_accuracy"]
-        assert r.figures["trials"] == [asdict(trial) for trial in images_full.TRIALS[row]]
-        assert found.index(max(found)) == r.figures["best"] == images_full.CHOSEN[row]
+def test_recipes_in_words():
+    assert str(Recipe(5, 0.05)) == "5 steps of 0.05"
+    assert str(Recipe(10, 0.1, 50)) == "10 steps of 0.1, 50 in test"
+    assert str(Recipe(3, None, regularization=2.0, batch=32, updates=20_000)) == "3 Newton steps, λ = 2, 32 tasks, 20,000 updates"
+    assert len(tables.recipes()) == len(ROWS)
 
 
-def test_the_records_are_of_the_settings_that_stand_here():
-    for r in read_records(images_full.RECORDS):
-        settings, size = r.configuration, images_full.SIZES["full"][r.configuration["size"]]
-        if "choice" in settings:
-            assert (r.figures["updates"], r.figures["tasks"]) == (size.trial_updates, 100)
-        else:
-            assert r.figures["recipe"] == asdict(images_full.recipe(settings["row"], settings["size"]))
-            assert r.figures["size"] == asdict(size) and "stand-in" not in r.figures["data"]
+def test_records_are_of_the_settings_that_stand_here(reduced, choices):
+    assert not reduced["data"].str.contains("stand-in").any()
+    assert set(reduced["of"]) == {25} and set(reduced["task"]) == set(range(SIZES["reduced"].test_tasks))
+    assert reduced["right"].between(0, 25).all()
+    assert set(choices["validation_tasks"]) == {SIZES["reduced"].validation_tasks}
+    for row, mine in choices.groupby("row"):
+        trials = [trial.at(SIZES["reduced"], SIZES["reduced"].trial_updates) for trial in TRIALS[row]]
+        expected = pd.DataFrame([{entry.name: getattr(trial, entry.name) for entry in fields(Recipe)} for trial in trials])
+        pd.testing.assert_frame_equal(mine[expected.columns].reset_index(drop=True).astype(float), expected.astype(float))
+
+
+def test_the_chosen_trials_are_those_of_the_records(choices):
+    assert set(choices["row"]) == set(ROWS)
+    for row, found in chosen(choices, Recipe, ["row"]).items():
+        expected = TRIALS[row][CHOSEN[row]].at(SIZES["reduced"], SIZES["reduced"].trial_updates)
+        assert asdict(found) == pytest.approx(asdict(expected))  # records have ten digits
+        mine = choices[choices["row"].eq(row)]
+        assert mine.loc[mine["chosen"].astype(bool), "score"].item() == mine["score"].max()
+
+
+# ---------------------------------------------------------------------------------------------------------- edges, claims
+
+
+def test_a_table_of_choices_marks_those_at_the_edge_of_their_grid(choices):
+    found = tables.edges(choices).set_index("row")
+    for row in ROWS:
+        grid = sorted(getattr(trial, GRIDS[row]) for trial in TRIALS[row])
+        best = getattr(TRIALS[row][CHOSEN[row]], GRIDS[row])
+        assert found.chosen[row] == pytest.approx(best)
+        assert found.edge[row] == ("lowest" if best == grid[0] else "highest" if best == grid[-1] else "")
+    shown = tables.trials(choices)["edge of the grid"]
+    assert shown["iMAML-GD"] == "lowest λ" and shown["iMAML-HF"] == "–"
+    inner = choices.assign(chosen=choices.groupby("row").cumcount().eq(1))  # as if every row had chosen its second trial
+    assert set(tables.edges(inner)["edge"]) == {""} and set(tables.trials(inner)["edge of the grid"]) == {"–"}
+
+
+def test_what_the_chapter_says_of_edges_is_so(choices, reduced):
+    facts = claims.facts(reduced, choices)
+    assert facts["images-edge-weight"] == "iMAML-GD"
+    assert facts["images-edge-rate"] == "MAML, FOMAML and Reptile"
+    assert facts["images-edge-steps"] == "A-MAML, T=0.5 and A-MAML, T=1.0"
+
+
+def test_the_conclusions_of_the_chapter_hold_in_the_records(reduced):
+    found = claims.conclusions(reduced)
+    assert len(found) == 8 and {c.verdict for c in found} == {"holds"}
+    assert {c.note for c in found} == {"600 tasks of 1 training seed"}
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "lost"),
+    [
+        ("A-MAML, T=1.0", lambda m: m["right"].mask(m["task"].eq(3), 0), "A-MAML at T = 1.0 and MAML are one computation"),
+        ("A-MAML, T=0.5", lambda m: m["right"] + 1, "A-MAML at T = 0.5 is behind MAML"),
+        ("FOMAML", lambda m: m["right"] + 3, "FOMAML is behind MAML after as many updates"),
+        ("Reptile", lambda m: m["right"] + 8, "Reptile and both iMAML rows are behind FOMAML"),
+        ("iMAML-HF", lambda m: m["right"] + m["alone"], "Transduction adds to every row"),
+        ("iMAML-HF", lambda m: m["right"] + m["alone"], "The order of the rows is the same without transduction"),
+        (
+            "MAML",
+            lambda m: m["right"].mask(m["step"].eq(1), 6),
+            "With an exact meta-gradient most of the accuracy comes with the first",
+        ),
+        ("MAML", lambda m: m["right"] - 2 * m["step"].eq(50), "With an exact meta-gradient, steps beyond those of the training"),
+    ],
+)
+def test_other_records_would_refute_a_conclusion(reduced, row, change, lost):
+    other = reduced.copy()
+    mine = other["row"].eq(row)
+    other.loc[mine, "right"] = change(other[mine].astype({"alone": int})).astype(int)
+    (found,) = [c for c in claims.conclusions(other) if c.claim.startswith(lost)]
+    assert found.verdict in ("does not hold", "holds in part")
+
+
+def test_numbers_in_the_prose_come_from_the_records(reduced, choices):
+    facts = claims.facts(reduced, choices)
+    own = {row: tables.final(reduced, row).groupby("seed").mean().item() for row in ROWS}
+    assert facts["images-fomaml"].startswith(f"{own['FOMAML'] - own['MAML']:+.1f} ± ")
+    slow = sorted(own["MAML"] - own[row] for row in claims.SLOW)
+    assert facts["images-slow"] == f"{slow[0]:.1f} to {slow[-1]:.1f}"
+    assert facts["images-differing"] == "0 of 600" and facts["images-longer"] == "40"
+    assert claims.facts(reduced[reduced["row"].ne("MAML")], choices) == {} == claims.facts(pd.DataFrame(), choices)
+    theirs = claims.published_facts()
+    assert theirs["images-omniglot-a-maml-t-1-0"] == "96.79 ± 0.34" and theirs["images-five-way-least"] == "97.68"
+
+
+def test_claims_of_the_paper_are_decided_at_its_own_size_alone(reduced):
+    nothing = {data: pd.DataFrame() for data in tables.PAPER_TASKS}
+    found = claims.claims(nothing, reduced)
+    assert {c.verdict for c in found} == {"not run"} and len(found) == 3
+    assert found[0].published == "+0.99 ± 0.45 %" and "reduced size +0.0 ± 0.0 %" in found[0].note
+    as_if = claims.claims({"omniglot": reduced, "mini-imagenet": pd.DataFrame()}, reduced)
+    assert [c.verdict for c in as_if] == ["does not hold", "holds", "not run"]
+
+
+# ------------------------------------------------------------------------------------------------------------- intervals
+
+
+def test_an_interval_is_over_tasks_for_one_seed_and_over_seeds_for_more(reduced):
+    one = tables.accuracy(reduced, "FOMAML")
+    values = tables.final(reduced, "FOMAML")
+    assert one == metrics.interval(values) and one.count == 600
+    assert tables.over(reduced, "FOMAML") == "600 tasks of 1 training seed"
+    assert "not over training seeds" in tables.cautious({"reduced": reduced})
+    assert set(tables.reduced(reduced)["intervals over"]) == {"600 tasks of 1 training seed"}
+
+    seeds = [reduced.assign(seed=seed, right=reduced["right"] - seed) for seed in range(3)]
+    several = pd.concat(seeds)
+    assert tables.accuracy(several, "FOMAML") == seed_interval([values.mean() - 4 * seed for seed in range(3)])
+    assert tables.over(several, "FOMAML") == "3 training seeds"
+    assert "not over" not in tables.cautious({"reduced": several})
+    assert tables.difference(several, "FOMAML", "MAML").half_width == pytest.approx(0, abs=1e-9)  # paired, seed by seed
+    assert tables.accuracy(pd.DataFrame(), "MAML") is None and tables.cautious({}) == "not run"
+
+
+def test_tables_without_records_say_so():
+    nothing = pd.DataFrame()
+    assert (tables.reduced(nothing)["with transduction"] == "not run").all()
+    assert (tables.at_paper_size({data: nothing for data in tables.PAPER_TASKS})["omniglot", "ours"] == "not run").all()
+    assert tables.edges(nothing).empty and tables.trials(nothing).empty and tables.curve(nothing).empty
+    assert figures.reduced(nothing).axes
+
+
+def test_a_lost_task_is_not_left_out_of_a_mean(reduced):
+    some = reduced[reduced["row"].eq("MAML")].astype({"right": float}).reset_index(drop=True)
+    some.loc[some["step"].eq(50) & some["task"].eq(5), "right"] = np.nan
+    wide = tables.curve(some)
+    assert np.isnan(wide.loc[50, "MAML"]) and np.isfinite(wide.loc[20, "MAML"])
+
+
+# -------------------------------------------------------------------------------------------------- networks and accuracy
 
 
 def test_max_pooling_leaves_five_by_five_places_of_an_84_by_84_image():
-    network = images.network(4, 5, channels=3, pooled=True)
+    network = image_network(4, 5, channels=3, pooled=True)
     assert network(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
     assert sum(p.numel() for p in network[-1].parameters()) == (25 * 4 + 1) * 5
 
@@ -83,85 +257,178 @@ def some_tasks(generator):
 
 
 def test_without_batch_norm_one_at_a_time_is_the_usual_accuracy():
-    generator = torch.Generator().manual_seed(0)
-    tasks = some_tasks(generator)
+    draws = torch.Generator().manual_seed(0)
+    tasks = some_tasks(draws)
     problem = Problem(nn.Sequential(nn.Flatten(), nn.Linear(784, 4)), nn.functional.cross_entropy)
-    u = torch.randn(3, problem.size, generator=generator)
+    u = torch.randn(3, problem.size, generator=draws)
     usual = (problem.predict(u, tasks.query_x).argmax(-1) == tasks.query_y).float().mean(1)
-    torch.testing.assert_close(images_full.one_at_a_time(problem, u, tasks), usual)
+    torch.testing.assert_close(running.one_at_a_time(problem, u, tasks), usual)
 
 
 def test_one_at_a_time_does_not_depend_on_the_other_query_images():
-    generator = torch.Generator().manual_seed(1)
-    tasks = some_tasks(generator)
-    network = images.network(4, 4)
-    problem = Problem(network, nn.functional.cross_entropy)
-    u = problem.initial_parameters() + torch.randn(3, problem.size, generator=generator)
+    draws = torch.Generator().manual_seed(1)
+    tasks = some_tasks(draws)
+    problem = Problem(image_network(4, 4), nn.functional.cross_entropy)
+    u = problem.initial_parameters() + torch.randn(3, problem.size, generator=draws)
 
     def alone(order):
         shown = replace(tasks, query_x=tasks.query_x[:, order], query_y=tasks.query_y[:, order])
-        return images_full.one_at_a_time(problem, u, shown)
+        return running.one_at_a_time(problem, u, shown)
 
     torch.testing.assert_close(alone(range(6)), torch.stack([alone([q]) for q in range(6)], 1).mean(1))
     together, first = problem.predict(u, tasks.query_x)[:, :1], problem.predict(u, tasks.query_x[:, :1])
     assert not torch.allclose(together, first, rtol=0.1)  # among the others, an image has other batch statistics
 
 
+# ----------------------------------------------------------------------------------------------------------------- tasks
+
+
+def test_figures_of_the_full_sizes_are_never_of_a_stand_in(no_data):
+    for name in settings.FULL:
+        with pytest.raises(FileNotFoundError):
+            samplers("MAML", SIZES[name], settings.recipe("MAML", SIZES[name]), 0)
+
+
+def test_reptile_sees_all_drawings_in_its_support_set(no_data):
+    size = SIZES["smoke"]
+    data = samplers("Reptile", size, settings.recipe("Reptile", size), 0)
+    assert data.train(generator("data", 0)).support_x.shape[1] == size.way * (1 + size.query)
+    assert data.test(generator("test", 0)).support_x.shape[1] == size.way
+
+
+def test_validation_characters_are_held_out_where_they_are_needed(no_data):
+    size = SIZES["smoke"]
+    without = replace(size, trial_updates=0, measure_every=0)
+    parts = {s: samplers("MAML", s, Recipe(5), 0) for s in (size, without, replace(without, measure_every=1))}
+    assert parts[without].validation is None
+    for held in (part for part in parts.values() if part.validation):
+        characters = [set(s.classes.tolist()) for s in (held.train, held.validation, held.test)]
+        assert not any(a & b for a, b in (*pairwise(characters), (characters[0], characters[2])))
+        assert characters[0] | characters[1] == set(parts[without].train.classes.tolist())
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+
+
+def step(number, seconds=1.0):
+    return MetaStep(number, torch.full((2,), float(number)), None, 0.0, 0.0, None, 1e-3, seconds)
+
+
+def test_a_watch_measures_every_so_many_updates_and_at_the_end(tmp_path):
+    size = replace(SIZES["smoke"], measure_every=2)
+    watch = Watch(size, 5, lambda theta: theta, tmp_path / "watch.json")
+    for number in range(1, 6):
+        watch(step(number))
+    assert [update for update, _ in watch.points] == [2, 4, 5] and watch.points[0][1] == [2.0, 2.0]
+    again = Watch(
+        size, 5, lambda theta: theta + 1, tmp_path / "watch.json"
+    )  # the process was cut off, and fit goes on from update 3
+    assert again.seconds == 5 and len(again.points) == 3
+    again(step(4))
+    assert [tuple(p) for p in again.points] == [(2, [2.0, 2.0]), (4, [5.0, 5.0])]
+
+
+def test_a_watch_ends_the_training_when_its_time_is_up_also_over_several_calls(tmp_path):
+    size = replace(SIZES["smoke"], measure_every=0, seconds=3.5)
+    watch = Watch(size, 100, None, tmp_path / "watch.json")
+    watch(step(1))
+    watch(step(2))
+    watch.save()
+    other = Watch(size, 100, None, tmp_path / "watch.json")
+    other(step(3))
+    with pytest.raises(StopTraining):
+        other(step(4))
+    assert Watch(size, 100, None, tmp_path / "watch.json").updates == 4
+
+
 @pytest.mark.slow
-def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(tmp_path, monkeypatch):
-    chosen = cell("FOMAML")
-    whole = images_full.run(chosen, tmp_path / "whole")
-    assert np.shape(whole["accuracy"]) == (len(whole["steps"]), 10) and len(whole["one_at_a_time"]) == 10
-    assert "stand-in" in whole["data"]
+def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(no_data, tmp_path, monkeypatch):
+    wanted = cell("FOMAML")
+    whole = running.run(wanted, tmp_path / "whole")
+    tested = whole[whole["set"].eq("test")]
+    assert len(tested) == 10 * (len(SIZES["smoke"].measured) + 1) and len(tested[tested["alone"]]) == 10
+    assert set(tested["update"]) == {3} and set(tested.loc[tested["alone"], "step"]) == {5}
+    curve = whole[whole["set"].eq("validation")]
+    assert sorted(set(curve["update"])) == [1, 2, 3] and len(curve) == 3 * SIZES["smoke"].validation_tasks
+    assert whole["data"].str.contains("stand-in").all()
 
     sample, calls = ImageSampler.__call__, []
 
-    def limited(sampler, generator):
+    def limited(sampler, draws):
         calls.append(1)
-        if len(calls) > 2:
+        if len(calls) > 3:  # of validation tasks, and of two updates
             raise KeyboardInterrupt
-        return sample(sampler, generator)
+        return sample(sampler, draws)
 
     monkeypatch.setattr(ImageSampler, "__call__", limited)
+    scratch = tmp_path / "records" / SCRATCH
     with pytest.raises(KeyboardInterrupt):
-        images_full.run(chosen, tmp_path / "parts")
+        running.run(wanted, scratch)
     monkeypatch.setattr(ImageSampler, "__call__", sample)
-    (left,) = (tmp_path / "parts").glob("*.safetensors")
-    (tmp_path / "records" / SCRATCH).mkdir(parents=True)
-    shutil.copy(left, tmp_path / "records" / SCRATCH)
-    finished = read_record(run_cell(chosen, images_full.run, tmp_path / "records")).figures
-    assert finished["accuracy"] == whole["accuracy"] and not list((tmp_path / "records" / SCRATCH).iterdir())
-    again = images_full.run(chosen, tmp_path / "parts")
-    assert again | {"training_seconds": 0} == whole | {"training_seconds": 0}
+    assert len(list(scratch.glob("*.safetensors"))) == len(list(scratch.glob("*.json"))) == 1
+    run_cells([wanted], tmp_path / "records")
+    assert not list(scratch.iterdir())
+    finished = records.rows("images", "accuracy", tmp_path / "records")
+    pd.testing.assert_frame_equal(
+        finished[whole.columns].drop(columns="training_seconds"), whole.drop(columns="training_seconds"), check_dtype=False
+    )
 
-    record = new_record("images_full", chosen.settings, 0, whole, 1.0)
-    own = np.array(whole["accuracy"])[whole["steps"].index(whole["own_steps"])]
-    found = images_full.accuracy([record], "tiny", "FOMAML")
-    assert found == metrics.interval(100 * own) and found.count == 10
-    alone = images_full.accuracy([record], "tiny", "FOMAML", transductive=False)
-    assert alone.mean == pytest.approx(100 * np.mean(whole["one_at_a_time"]))
-    assert images_full.accuracy([record], "tiny", "MAML") is None
-
-
-def test_figures_of_the_full_profile_are_never_of_a_stand_in():
-    for name, size in images_full.SIZES["full"].items():
-        with pytest.raises(FileNotFoundError):
-            images_full.samplers("MAML", size, images_full.recipe("MAML", name), 0, torch.device("cpu"))
+    own = tested[tested["step"].eq(5) & ~tested["alone"]]
+    found = tables.accuracy(finished, "FOMAML")
+    assert found.mean == pytest.approx(100 * (own["right"] / own["of"]).mean()) and found.count == 10
+    alone = tables.accuracy(finished, "FOMAML", alone=True)
+    assert alone.mean == pytest.approx(100 * (tested.loc[tested["alone"], "right"] / 10).mean())
+    assert tables.accuracy(finished, "MAML") is None
+    assert tables.learning(finished).index.tolist() == [1, 2, 3]
+    assert tables.outline(finished)["tasks"].eq(10).all()
 
 
-def test_reptile_sees_all_drawings_in_its_support_set(monkeypatch):
-    size, recipe = images_full.SIZES["smoke"]["tiny"], images_full.recipe("Reptile", "tiny")
-    data = images_full.samplers("Reptile", size, recipe, 0, torch.device("cpu"))
-    assert data.train(torch.Generator().manual_seed(0)).support_x.shape[1] == size.way * (1 + size.query)
-    assert data.test(torch.Generator().manual_seed(0)).support_x.shape[1] == size.way
+def test_a_row_stops_by_itself_when_its_time_is_up_and_is_tested_with_what_it_has(no_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "smoke", replace(SIZES["smoke"], seconds=0.0, measured=(0, 1)))
+    for _ in range(2):  # a second call adds no update
+        found = running.run(cell("FOMAML"), tmp_path)
+        assert set(found["update"]) == {1} and (found["training_seconds"] > 0).all()
 
 
-def test_a_choice_takes_the_best_on_validation_characters_and_passes_over_what_diverges(tmp_path, monkeypatch):
-    wild = replace(images_full.TRIALS["MAML"][0], inner_lr=1e30)
-    monkeypatch.setitem(images_full.TRIALS, "MAML", (wild, *images_full.TRIALS["MAML"][1:]))
-    figures = images_full.run(cell("MAML", choice=3), tmp_path)
-    first, *others = figures["validation_accuracy"]
-    assert first is None and others[figures["best"] - 1] == max(others)
-    monkeypatch.setitem(images_full.TRIALS, "MAML", (wild,))
-    with pytest.raises(ArithmeticError, match="every trial of MAML diverged"):
-        images_full.run(cell("MAML", choice=1), tmp_path)
+def test_a_choice_takes_the_best_on_validation_characters_and_passes_over_what_diverges(no_data, tmp_path, monkeypatch):
+    wild = replace(TRIALS["MAML"][0], inner_lr=1e30)
+    monkeypatch.setitem(TRIALS, "MAML", (wild, *TRIALS["MAML"][1:]))
+    wanted = cell("MAML", "choice")
+    found = running.run(wanted, tmp_path)
+    assert np.isnan(found["score"][0]) and found.loc[found["chosen"], "score"].item() == found["score"].max()
+    assert found["updates"].eq(SIZES["smoke"].trial_updates).all()
+    monkeypatch.setitem(TRIALS, "MAML", (wild,))
+    with pytest.raises(DivergenceError, match="all 1 trials diverged"):
+        running.run(wanted, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------ first look
+
+
+@pytest.mark.slow
+def test_the_first_look_learns_more_than_chance_from_one_drawing(no_data, capsys):
+    table, history = running.first_look("smoke", 0)
+    assert "stand-in" in capsys.readouterr().err
+    size = FIRST_LOOK["smoke"]
+    assert len(history) == size.updates * len(FIRST_ROWS)
+    accuracy = tables.percent(table)
+    final = accuracy[accuracy["step"].eq(FIRST_RECIPE.steps)].groupby("row")["accuracy"].mean()
+    assert (final > 100 / size.way + 5).all()
+    exact, unrolled = (accuracy.loc[accuracy["row"].eq(row), "accuracy"].to_numpy() for row in ("A-MAML", "MAML"))
+    assert np.abs(exact - unrolled).mean() < 2
+    shown = tables.first_look(table, FIRST_RECIPE.steps)
+    assert shown.loc["MAML", "after 5 steps"].startswith(f"{final['MAML']:.1f} ± ") and set(shown["intervals over"]) == {
+        "20 tasks of 1 training seed"
+    }
+    assert figures.first_look(table, history, size.way).axes
+    assert abs(float(claims.first_facts(table, 5)["images-first-apart"])) < 2
+
+
+def test_figures_draw_every_row(reduced):
+    left, right = figures.reduced(reduced).axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == list(ROWS)
+    drawn = {line.get_label(): line.get_ydata() for line in left.lines}
+    assert drawn["MAML"].tolist() == tables.curve(reduced)["MAML"].dropna().tolist()
+    assert len(right.containers) == 2 * len(ROWS)
+    data = samplers("MAML", FIRST_LOOK["smoke"], FIRST_RECIPE, 0)
+    assert len(figures.tasks(data.train(generator("data", 0))[:2], 5).axes) == 2

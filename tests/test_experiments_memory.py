@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from amaml_core import AMAML, FOMAML, MAML, RK4, Euler, Heun, Problem, Reptile, Tasks, meta_gradient
-from amaml_core.experiments.memory import Footprint, GraphBytes, LiveBytes, bytes_per_step, footprint, growth
+from experiments.common.memory import Footprint, GraphBytes, LiveBytes, bytes_per_step, footprint, growth
 
 F64 = torch.float64
 B, P = 3, 2 * 8 + 8 + 8 + 1

@@ -1,6 +1,5 @@
 """The outer loop, evaluation, metrics and records."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -221,41 +220,14 @@ def test_metrics_refuse_what_has_no_meaning():
             metrics.interval(values)
 
 
-def test_records_come_back_as_they_were_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.99.0+cu130")  # with a build, which the metadata of the package may lack
-    record = records.new_record("ratings", {"method": "MAML", "lr": 0.1}, 3, {"nrmse": [0.5, 0.25]}, 1.5)
-    path = records.write_record(record, tmp_path / "results" / "one.json")
-    assert records.read_record(path) == record
-    assert record.versions["torch"] == torch.__version__ and record.seed == 3
-    assert [f.name for f in path.parent.iterdir()] == ["one.json"]
+def test_versions_name_the_build_of_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.99.0+cu130")  # which the metadata of the package may lack
+    assert records.versions()["torch"] == "2.99.0+cu130"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": "3"}, "seed"),
-        ({"figures": {}}, "without figures"),
-        ({"duration": -1}, "duration"),
-        ({"date": "yesterday"}, "yesterday"),
-        ({"extra": 1}, "unknown"),
-        ({"machine": None}, "machine"),
-    ],
-)
-def test_a_damaged_record_is_refused(tmp_path, change, message):
-    path = records.write_record(records.new_record("x", {}, 0, {"a": 1.0}, 0.1), tmp_path / "r.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        records.read_record(path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        records.read_record(path)
-
-
-def test_a_record_of_nan_is_refused_and_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = records.write_record(records.new_record("x", {}, 0, {"a": 1.0}, 0.1), tmp_path / "r.json")
-    before = path.read_bytes()
-    with pytest.raises(ValueError):
-        records.write_record(records.new_record("x", {}, 0, {"a": math.nan}, 0.1), path)
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    records.write_beside(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -263,7 +235,7 @@ def test_a_record_of_nan_is_refused_and_a_failed_write_leaves_the_old_file(tmp_p
     monkeypatch.setattr(records.os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         records.write_beside(path, b"new")
-    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["r.json"]
+    assert path.read_bytes() == b"old" and [f.name for f in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_brief_leaves_defaults_out_and_can_be_read_back():

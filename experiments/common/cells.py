@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def live_rows(cells: Iterable[Cell]) -> dict[str, pd.DataFrame]:
     """Run cells here and now, without records: the rows of each kind, with the columns that recorded ones have."""
     found: dict[str, list[pd.DataFrame]] = {}
     for cell in cells:
-        found.setdefault(cell.kind, []).append(run(cell, Path()).assign(**cell.settings, seed=cell.seed, machine=machine()))
+        with tempfile.TemporaryDirectory() as scratch:
+            table = run(cell, Path(scratch))
+        found.setdefault(cell.kind, []).append(table.assign(**cell.settings, seed=cell.seed, machine=machine()))
     return {kind: pd.concat(tables, ignore_index=True) for kind, tables in found.items()}
 
 

@@ -1,9 +1,9 @@
 """What was published, to stand beside ours: ``published.csv``.
 
-The numbers are those of Li et al., Meta-learning with adjoint methods, AISTATS 2023, and of its slides; ``source`` says where another
-paper published them. ``error`` is the interval as published, or the error of reading a value off a figure by eye; where a method's
-line leaves a figure, there is no row. In the ratings, ``shots`` are support and query points, Table 1 has 50 inner steps and MAML 5,
-Table 2 has 100 and 10. Baselines' rows of Omniglot equal those of iMAML's own paper.
+The numbers are those of Li et al., Meta-learning with adjoint methods, AISTATS 2023, and of its slides; ``source`` says where
+another paper published them. ``error`` is the interval as published, or the error of reading a value off a figure by eye; where a
+method's line leaves a figure, there is no row. In the ratings, ``shots`` are support and query points; Table 1 has 50 inner steps
+and MAML 5, Table 2 has 100 and 10. Baselines' rows of Omniglot equal those of iMAML's own paper.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Results with their provenance: one tidy table for each cell, one file of JSON lines for each evaluation.
 
 A line is appended at once and whole, so an interrupted run loses no earlier record; a last line that was cut off is not read, and
-is taken away by the next writer. A column whose values are all the same is written once.
+is taken away by the next writer. A column whose values are all the same is written once; of one that repeats itself, as keys do,
+what is repeated.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,8 @@ class Record:
         settings: every setting that the result depends on.
         seed: of all its draws.
         rows: how many rows the table has.
-        columns: the table: for each column a list of so many values, or one value for all rows. ``None`` is a missing number.
+        columns: the table: for each column a list of so many values, or one value for all rows, or a pattern
+            ``{"values": [...], "each": n}``: each value n times, and all of that again until the end. ``None`` is a missing number.
         diverged: the message, if the cell diverged; then there are no rows.
         duration: seconds.
         versions, machine, date, commit: where, when and with what it was run.
@@ -64,6 +68,9 @@ class Record:
             raise ValueError("a record has rows, or says how the cell diverged")
         if lengths := {len(v) for v in self.columns.values() if isinstance(v, list)} - {self.rows}:
             raise ValueError(f"a record of {self.rows} rows has columns of {sorted(lengths)}")
+        for pattern in (v for v in self.columns.values() if isinstance(v, dict)):
+            if set(pattern) != {"values", "each"} or self.rows % (len(pattern["values"]) * pattern["each"]):
+                raise ValueError(f"a record of {self.rows} rows has a column of the pattern {pattern}")
         if self.duration < 0:
             raise ValueError(f"a record's duration is in seconds, not {self.duration}")
         datetime.fromisoformat(self.date)
@@ -90,9 +97,21 @@ def new_record(
 
 
 def _compact(values: pd.Series) -> object:
-    """A column as JSON has it: whole numbers as they are, others to ``DIGITS`` digits, NaN as None; one value if all are equal."""
+    """A column as JSON has it: whole numbers as they are, others to ``DIGITS`` digits, NaN as None; one value if all are equal, and
+    a pattern where that is a quarter as long or less."""
     listed = [_plain(value) for value in values.tolist()]
-    return listed[0] if listed.count(listed[0]) == len(listed) else listed
+    if listed.count(listed[0]) == len(listed):
+        return listed[0]
+    pattern = _pattern(listed)
+    return pattern if 4 * len(pattern["values"]) <= len(listed) else listed
+
+
+def _pattern(listed: list) -> dict:
+    each = math.gcd(*(len(list(run)) for _, run in groupby(listed)))
+    short = listed[::each]
+    lengths = (n for n in range(1, len(short) + 1) if len(short) % n == 0)
+    period = next(n for n in lengths if short == short[:n] * (len(short) // n))
+    return {"values": short[:period], "each": each}
 
 
 def _plain(value: object) -> object:
@@ -104,6 +123,9 @@ def _plain(value: object) -> object:
 
 
 def _column(values: object, rows: int) -> object:
+    if isinstance(values, dict):
+        once = [value for value in values["values"] for _ in range(values["each"])]
+        values = once * (rows // len(once))
     listed = values if isinstance(values, list) else [values] * rows
     kinds = {type(value) for value in listed if value is not None}
     return np.array(listed, dtype=float) if None in listed and kinds <= {int, float} else listed
@@ -150,8 +172,7 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
     """Append a record to its evaluation's file, or put it in the place of the one of the same cell."""
     file, line = path(evaluation, folder), json.dumps(asdict(record), allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".{file.name}.lock", "w") as lock:  # writers wait for each other
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(folder):
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         whole = [old for old in lines if old.endswith("\n")]
         same = [number for number, old in enumerate(whole) if _key(json.loads(old)) == _key(asdict(record))]
@@ -165,6 +186,17 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
                 end.flush()
                 os.fsync(end.fileno())
     return file
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Writers wait for each other."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _key(content: Mapping) -> tuple:

@@ -9,7 +9,7 @@ points, five tasks in a meta-batch:
   algorithm, the same on every machine.
 """
 
-from . import figures, settings, tables
+from . import claims, figures, settings, tables
 from .run import live
 
-__all__ = ["figures", "live", "settings", "tables"]
+__all__ = ["claims", "figures", "live", "settings", "tables"]

@@ -19,7 +19,18 @@ from amaml_core.samplers import Alpine, CosMixture, PoolSampler, Standardisation
 from ..common.cells import Cell, live_rows
 from ..common.training import generator, loss, meta_train, network, seeded
 from .settings import (
-    BATCH, FAMILIES, META_LR, POINTS, RATES, SIZES, UNTRAINED, WEIGHT_DECAY, Setting, Size, cells, make_method,
+    BATCH,
+    FAMILIES,
+    META_LR,
+    POINTS,
+    RATES,
+    SIZES,
+    UNTRAINED,
+    WEIGHT_DECAY,
+    Setting,
+    Size,
+    cells,
+    make_method,
 )  # fmt: skip
 
 FORMULAS = dict(zip(FAMILIES, (CosMixture(2, "released"), Alpine(2, "released")), strict=True))
@@ -103,8 +114,9 @@ def curves(setting: Setting, size: Size, seed: int) -> pd.DataFrame:
     """Train, and follow the errors of new functions while Adam fits them.
 
     Returns:
-        For each number of ``updates``, Adam ``rate`` (at the end of training all), ``step`` (epoch) and ``set`` (``support`` or ``held-out``): the ``mean`` over
-        functions of the root mean squared error, in standard deviations of all training targets, and its standard error ``se``.
+        For each number of ``updates``, Adam ``rate`` (at the end of training all), ``step`` (epoch) and ``set`` (``support`` or
+        ``held-out``): the ``mean`` over functions of the root mean squared error, in standard deviations of all training targets,
+        and its standard error ``se``.
     """
     data = load(setting.family, setting.shots, size.functions, seed)
     steps = tuple(range(0, size.epochs + 1, size.every))
@@ -126,7 +138,9 @@ def run(cell: Cell, scratch: Path) -> pd.DataFrame:
     return curves(Setting(**wanted), size, cell.seed)
 
 
-def live(size: str, seed: int, methods: tuple[str, ...] = ("A-MAML", "FOMAML", UNTRAINED), family: str = "cosmixture") -> pd.DataFrame:
+def live(
+    size: str, seed: int, methods: tuple[str, ...] = ("A-MAML", "FOMAML", UNTRAINED), family: str = "cosmixture"
+) -> pd.DataFrame:
     """The curves of some methods on one family with 50 shots under the recipe, here and now."""
     chosen = [
         c

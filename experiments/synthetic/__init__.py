@@ -10,7 +10,7 @@ Chapter "Synthetic regression" shows it. Kinds of cells:
 - ``grids`` and ``points``: the adapted prediction of one test function on a grid of inputs, and the points it was adapted to.
 """
 
-from . import figures, settings, tables
-from .run import live
+from . import claims, facts, figures, horizons, settings, tables
+from .run import instances, live
 
-__all__ = ["figures", "live", "settings", "tables"]
+__all__ = ["claims", "facts", "figures", "horizons", "instances", "live", "settings", "tables"]

@@ -20,7 +20,21 @@ from amaml_core.samplers.functions import Family
 from ..common import choosing
 from ..common.cells import Cell, live_rows
 from ..common.training import generator, loss, meta_train, network, seeded
-from .settings import BATCH, METHODS, SIZES, TEST_ADAM, TRIALS, UNTRAINED, Choice, Data, Size, cells, make_method
+from .settings import (
+    BATCH,
+    FAMILIES,
+    METHODS,
+    SIZES,
+    TEST_ADAM,
+    TRIALS,
+    UNTRAINED,
+    VARIANTS,
+    Choice,
+    Data,
+    Size,
+    cells,
+    make_method,
+)
 
 SETS = {"support": "support", "query": "held-out"}  # the core's word: the chapter's
 
@@ -81,11 +95,11 @@ def along(how: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: 
     """Errors along the adaptation to test tasks.
 
     Returns:
-        A row for each ``set`` (``support``, ``held-out``) and ``step``: the ``mean`` root mean squared error over tasks and its
+        A row for each ``step`` and ``set`` (``support``, ``held-out``): the ``mean`` root mean squared error over tasks and its
         standard error ``se``, in units of the spread of all training targets; ``task_mean`` and ``task_se``, each task's error in
         units of the spread of its own targets on the same points. Missing once a task's adaptation has diverged.
     """
-    table = evaluate(how, problem, theta, tasks, metrics.rmse, steps).replace([np.inf], np.nan)
+    table = evaluate(how, problem, theta, tasks, metrics.rmse, steps).astype({name: float for name in SETS}).replace(np.inf, np.nan)
     parts = []
     for column, label in SETS.items():
         y = tasks.support_y if column == "support" else tasks.query_y
@@ -94,7 +108,8 @@ def along(how: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: 
         found = errors.groupby("step").agg(["mean", "sem"], skipna=False)
         found.columns = ["mean", "se", "task_mean", "task_se"]
         parts.append(found.reset_index().assign(set=label))
-    return pd.concat(parts, ignore_index=True)[["set", "step", "mean", "se", "task_mean", "task_se"]].round(5)
+    rows = pd.concat(parts, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
+    return rows[["step", "set", "mean", "se", "task_mean", "task_se"]].round(5)
 
 
 def choose(name: str, data: Data, size: Size, seed: int) -> pd.DataFrame:
@@ -123,6 +138,15 @@ def instance(data: Data, points: int, seed: int) -> pd.DataFrame:
     x = _grid(family, points)
     value = family(family.draw(1, torch.Generator().manual_seed(seed)), x[None]).flatten()
     return pd.DataFrame({"x1": x[:, 0].numpy(), "x2": x[:, 1].numpy(), "value": value.numpy()})
+
+
+def instances(points: int, seed: int) -> pd.DataFrame:
+    """:func:`instance` of each ``family`` and ``variant``, of the same seed."""
+    every = [(family, variant) for family in FAMILIES for variant in VARIANTS]
+    return pd.concat(
+        [instance(Data(family, variant), points, seed).assign(family=family, variant=variant) for family, variant in every],
+        ignore_index=True,
+    )
 
 
 def _grid(family: Family, points: int) -> Tensor:

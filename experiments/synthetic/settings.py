@@ -16,12 +16,10 @@ FAMILIES = {"cosmixture": CosMixture, "alpine": Alpine}
 VARIANTS = ("slides", "released")
 METHODS = ("A-MAML", "MAML", "MAML-1", "FOMAML", "Reptile", "iMAML")
 UNTRAINED = "untrained"
-HORIZON_METHODS = ("A-MAML", "FOMAML")
 DRAWN = ("A-MAML", "FOMAML", UNTRAINED)  # whose predictions are taken on a grid of inputs
 BATCH = 5
 CHOICE_SEED = 100  # a training pool of its own, so that no seed of the results was seen when the choice was made
 TEST_ADAM = AdamAdaptation(lr=1e-3, weight_decay=1e-6)  # as in the released code
-NUDGE = 2.0**-22  # relative: two units in the last place of a float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +166,11 @@ def chosen(data: Data, name: str) -> Choice:
     return CHOSEN.get((data.family, data.variant), {}).get(name, Choice())
 
 
+def rates_differ() -> list[tuple[str, str]]:
+    """The functions for which FOMAML chose another inner learning rate than A-MAML: (family, variant)."""
+    return [key for key, names in CHOSEN.items() if names["A-MAML"].inner_lr != names["FOMAML"].inner_lr]
+
+
 def make_method(name: str, choice: Choice, size: Size, inner_steps: int | None = None) -> Method:
     """A method with its inner steps: ``size.inner_steps`` (or ``inner_steps``) for all but MAML, which takes a tenth, and MAML-1.
 
@@ -191,27 +194,35 @@ def make_method(name: str, choice: Choice, size: Size, inner_steps: int | None =
     return makers[name]()
 
 
+def horizon_choices(data: Data) -> list[tuple[str, Choice]]:
+    """What the horizon test trains: A-MAML, FOMAML with the same settings, and FOMAML with its own where these differ."""
+    same, own = chosen(data, "A-MAML"), chosen(data, "FOMAML")
+    return [("A-MAML", same), ("FOMAML", same), *([("FOMAML", own)] if own != same else [])]
+
+
 def cells(size: str, seed: int | None = None) -> list[Cell]:
     """All cells of a size, those that the others stand on or that say most first."""
     wanted = SIZES[size]
     seeds = range(wanted.seeds) if seed is None else [seed]
-    both = [Data(family, variant) for variant in VARIANTS for family in FAMILIES]
+    every = [Data(family, variant) for variant in VARIANTS for family in FAMILIES]
 
-    def cell(kind: str, data: Data, method: str, seed: int, **more: object) -> Cell:
-        choice = {} if kind == "choices" else asdict(chosen(data, method))
-        return Cell("synthetic", kind, {"size": size, **asdict(data), "method": method, **choice, **more}, seed)
+    def cell(kind: str, data: Data, seed: int, **more: object) -> Cell:
+        return Cell("synthetic", kind, {"size": size, **asdict(data), **more}, seed)
 
-    found = [cell("choices", data, m, CHOICE_SEED) for data in both for m in METHODS]
+    def trained(kind: str, data: Data, method: str, seed: int) -> Cell:
+        return cell(kind, data, seed, method=method, **asdict(chosen(data, method)))
+
+    found = [cell("choices", data, CHOICE_SEED, method=method) for data in every for method in METHODS]
     for s in seeds:
         for d, shots in ((2, 50), (1, 50), (2, 100), (1, 100)):
-            found += [cell("curves", replace(data, d=d, shots=shots), m, s) for data in both for m in (*METHODS, UNTRAINED)]
-        if s == seeds[0]:
-            found += [Cell("synthetic", "points", {"size": size, **asdict(data)}, s) for data in both]
-            found += [cell("grids", data, m, s) for data in both for m in DRAWN]
-            found += [
-                cell("horizons", data, m, s, trained_steps=steps)
-                for data in both
-                for m in HORIZON_METHODS
-                for steps in wanted.horizons
-            ]
+            tasks = [replace(data, d=d, shots=shots) for data in every]
+            found += [trained("curves", data, method, s) for data in tasks for method in (*METHODS, UNTRAINED)]
+        found += [
+            cell("horizons", data, s, method=method, **asdict(choice), trained_steps=steps)
+            for data in every
+            for method, choice in horizon_choices(data)
+            for steps in wanted.horizons
+        ]
+    found += [cell("points", data, seeds[0]) for data in every]
+    found += [trained("grids", data, method, seeds[0]) for data in every for method in DRAWN]
     return found

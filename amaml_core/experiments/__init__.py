@@ -1,1 +1,0 @@
-"""The evaluations of the book: parameters in, tidy results out."""

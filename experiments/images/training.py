@@ -1,0 +1,172 @@
+"""Tasks, networks and the meta-training of a row: with a learning curve, a limit of time, and a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from amaml_core import DivergenceError, Problem, StopTraining, adapt, fit, metrics
+from amaml_core.datasets import load_images
+from amaml_core.loop import MetaStep
+from amaml_core.meta import Method
+from amaml_core.records import write_beside
+from amaml_core.samplers import ImageSampler, split_classes
+from amaml_core.tasks import Tasks
+from amaml_core.training import FitResult
+
+from ..common.training import generator, image_network, seeded
+from .settings import META_LR, Recipe, Size
+
+SAVE_EVERY_SECONDS = 30.0  # as fit saves its checkpoint
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """Tasks for training, validation and test, of classes that do not overlap, and what the data are."""
+
+    train: ImageSampler
+    validation: ImageSampler | None  # where it is needed
+    test: ImageSampler
+    description: str
+
+
+def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device | str = "cpu") -> Samplers:
+    """The samplers of a row.
+
+    Omniglot: 1,200 characters to train with, of which 100 are for validation where that is needed, 423 to test with,
+    alphabets mixed, and every character also turned by 90, 180 and 270 degrees. mini-ImageNet: its own three parts. Reptile has
+    no query loss; it trains on as many drawings as the others have in both sets, all of them in the support set, as its authors do.
+
+    Raises:
+        FileNotFoundError: the data are not prepared, and the size allows no stand-in.
+    """
+    shot = 1 + size.query if row == "Reptile" else 1
+    if size.data == "omniglot":
+        found = load_images("omniglot", allow_stand_in=size.stand_in > 0, stand_in_classes=size.stand_in)
+        classes = len(found.images)
+        held_out = classes * 100 // 1623 if size.validates else 0
+        split = split_classes(classes, generator("data", seed), classes * 1200 // 1623, held_out)
+        images = torch.from_numpy(found.images.copy()).to(device)
+        parts = [(images, chosen) for chosen in (split.train, split.validation, split.test)]
+    else:
+        loaded = [load_images(size.data, part, allow_stand_in=size.stand_in > 0) for part in ("train", "val", "test")]
+        found = loaded[0]
+        parts = [(torch.from_numpy(part.images.copy()).to(device), None) for part in loaded]
+    turned = size.data == "omniglot"
+
+    def make(part: int, shot: int, query: int, batch: int) -> ImageSampler:
+        images, classes = parts[part]
+        return ImageSampler(images, size.way, shot, query, batch, rotations=turned, classes=classes)
+
+    return Samplers(
+        make(0, shot, 1 if row == "Reptile" else size.query, recipe.batch or size.batch),
+        make(1, 1, size.query, size.validation_tasks) if size.validates else None,
+        make(2, 1, size.query, size.test_tasks),
+        found.description,
+    )
+
+
+def make_problem(size: Size, seed: int, device: torch.device | str = "cpu") -> Problem:
+    """The network of a size with cross entropy; compiled on a GPU."""
+    model = seeded(image_network(size.filters, size.way, 1 if size.data == "omniglot" else 3, size.pooled), seed)
+    # 25 test tasks at once fit any memory.
+    return Problem(model.to(device), nn.functional.cross_entropy, compile=torch.device(device).type == "cuda", chunk_size=25)
+
+
+def adapt_all(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
+    """What :func:`amaml_core.adapt` gives, refused where it is not finite.
+
+    Raises:
+        DivergenceError: the parameters of a task are not finite.
+    """
+    u = adapt(method, problem, theta, tasks, steps)
+    if lost := int((~u.isfinite().all(1)).sum()):
+        raise DivergenceError(f"the inner loop diverged on {lost} of {len(tasks)} tasks within {steps} steps")
+    return u
+
+
+@torch.no_grad()
+def validate(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
+    """Accuracy (B,) after so many inner steps, with transduction.
+
+    Raises:
+        DivergenceError: as :func:`adapt_all`.
+    """
+    u = adapt_all(method, problem, theta, tasks, steps)
+    return metrics.accuracy(problem.predict(u, tasks.query_x), tasks.query_y)
+
+
+class Watch:
+    """Called after each meta update: it measures the points of the learning curve, and ends the training when its time is up.
+
+    What it has seen stands in a file beside the checkpoint, so that the seconds and the points of an interrupted training count.
+
+    Attributes:
+        seconds: of training so far.
+        points: ``(meta update, accuracies of the validation tasks)``.
+        updates: after how many the training ends.
+    """
+
+    def __init__(self, size: Size, updates: int, measure: Callable[[Tensor], Tensor] | None, path: Path | None) -> None:
+        self.seconds, self.points, self.updates = 0.0, [], updates
+        self._size, self._measure, self._path = size, measure, path
+        self._saved = time.monotonic()
+        if path is not None and path.exists():
+            self.seconds, self.points, self.updates = json.loads(path.read_text())
+
+    def __call__(self, step: MetaStep) -> None:
+        """Take note of a meta update.
+
+        Raises:
+            StopTraining: the time is up.
+        """
+        number = step.meta_step
+        self.seconds += step.seconds
+        over = self._size.seconds is not None and self.seconds >= self._size.seconds
+        if over:
+            self.updates = number
+        every = self._size.measure_every
+        if due := every and (number % every == 0 or number == self.updates):
+            earlier = [point for point in self.points if point[0] < number]  # after an interrupt some updates are taken again
+            self.points = [*earlier, (number, self._measure(step.theta).tolist())]
+        if due or over or time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
+            self.save()
+        if over:
+            raise StopTraining
+
+    def save(self) -> None:
+        """Write what was seen. Points are written as they come: one that ``fit`` has passed is not measured again."""
+        if self._path is not None:
+            write_beside(self._path, json.dumps([self.seconds, self.points, self.updates]).encode())
+            self._saved = time.monotonic()
+
+
+def train(
+    method: Method, problem: Problem, size: Size, recipe: Recipe, data: Samplers, seed: int, checkpoint: Path | None = None
+) -> tuple[FitResult, Watch]:
+    """Meta-train a row by its complete recipe.
+
+    Args:
+        checkpoint: where :func:`amaml_core.fit` keeps its state; a ``.json`` beside it is the watch's.
+
+    Raises:
+        DivergenceError: an update is not finite, or the inner loop on a validation task.
+    """
+    measure = None
+    if size.measure_every:
+        tasks = data.validation(generator("validation", seed))
+        measure = lambda theta: validate(method, problem, theta, tasks, recipe.test_steps)  # noqa: E731
+    watch = Watch(size, recipe.updates, measure, checkpoint and checkpoint.with_suffix(".json"))
+    adam = partial(torch.optim.Adam, lr=META_LR)
+    try:
+        found = fit(method, problem, data.train, watch.updates, adam, checkpoint, seed, progress=False, callbacks=[watch])
+    finally:
+        watch.save()
+    return found, watch

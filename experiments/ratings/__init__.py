@@ -1,0 +1,16 @@
+"""Collaborative filtering: every user is a task, every method predicts held-out ratings after adapting to a few.
+
+Chapter "Collaborative filtering, first look" shows a first comparison, chapter "Collaborative filtering at full size" the records
+of all cells beside both published tables. Kinds of cells:
+
+- ``choice``: the score of each trial of a method on validation users of Jester-1. Always with seed 0.
+- ``beyond``: the same of trials beyond the ends of the grids, which could not be chosen.
+- ``users``: scales of each test user's ratings, and the errors of guesses that need no network. They depend on no method.
+- ``errors``: of each test user after so many inner steps of a method that was trained with a seed.
+"""
+
+from . import claims, figures, first, readings, settings, tables
+from .data import bars, load, make_test_tasks
+from .run import first_look, live
+
+__all__ = ["bars", "claims", "figures", "first", "first_look", "live", "load", "make_test_tasks", "readings", "settings", "tables"]

@@ -1,0 +1,105 @@
+"""The data as tasks, adaptation curves, and ours beside the published tables."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from amaml_core.samplers import RatingSplits
+
+from ..common import scores
+from ..common.plots import BLACK, BLUE, COLOURS, MARKERS, adaptation_curves
+from ..common.scores import Score
+from .settings import DATA, METHODS, size_of
+from .tables import COLUMNS, means, theirs, trained
+
+RMSE = "RMSE (standard deviations)"
+
+
+def matrix(splits: RatingSplits, rows: int = 60) -> Figure:
+    """The first training users' ratings, and a histogram of all training ratings; both on the data's own scale."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(3, 2))
+    image = left.imshow(splits.undo(splits.train[:rows]), aspect="auto", cmap="PuOr", interpolation="nearest")
+    left.set(xlabel="item, most rated first", ylabel="user")
+    left.grid(False)
+    fig.colorbar(image, ax=left, label="rating")
+    known = splits.train[splits.train.isfinite()].double()
+    right.hist(splits.undo(known).numpy(), bins=40, color=BLUE)
+    right.set(xlabel="rating", ylabel="number of training ratings")
+    return fig
+
+
+def first_look(errors: pd.DataFrame, users: pd.DataFrame, size: str) -> Figure:
+    """The first comparison: errors against inner steps on query and on support items, with the best bar."""
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    steps = size_of(size).test_steps
+    for axis, part, title in zip(
+        axes, ("query", "support"), ("Ratings not seen (query)", "Ratings adapted to (support)"), strict=True
+    ):
+        adaptation_curves(axis, errors, part, METHODS)
+        axis.set(xscale="symlog", xlabel="inner steps", title=title)
+        axis.set_xticks(steps, [str(k) for k in steps], minor=False)
+        axis.axhline(users["item means + ridge"].mean(), color="black", lw=1, ls="--", label="item means + ridge")
+    axes[0].set_ylabel(RMSE)
+    axes[1].legend(fontsize=8)
+    return fig
+
+
+def curves(errors: pd.DataFrame, shots: str = "10–15", number: int = 1) -> Figure:
+    """Errors of a table against inner steps: query items above, support items below, a column for each data set."""
+    fig, axes = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained", sharex=True, sharey="row")
+    for top, bottom, data in zip(*axes, DATA, strict=True):
+        mine = errors[errors["table"].eq(number) & errors["data"].eq(data) & errors["shots"].eq(shots)]
+        for axis, part in ((top, "query"), (bottom, "support")):
+            if len(mine):
+                adaptation_curves(axis, mine, part, [m for m in METHODS if m in set(mine["method"])])
+                axis.legend(fontsize=7)
+            else:
+                axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+            axis.set(xscale="symlog", title=f"{data}, {part}")
+        bottom.set_xlabel("inner steps")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(RMSE)
+    return fig
+
+
+def table(errors: pd.DataFrame, users: pd.DataFrame, number: int = 1) -> Figure:
+    """A published table, hollow, and ours, filled: the RMSE, and a bar from the smallest to the largest of the plain scores."""
+    rows = trained(errors, users, number)
+    plain = {str(score): means(rows, score)["mean"] for score in scores.PLAIN}
+    fig = _panels(rows, Score("none"), "item means + ridge", number)
+    ends = pd.DataFrame(plain).agg(["min", "max"], axis=1)
+    for axis, column in zip(fig.axes, COLUMNS, strict=True):
+        for x, method in enumerate(METHODS):
+            if (*column, method) in ends.index:
+                axis.plot([x, x], ends.loc[(*column, method)], color="0.75", lw=6, zorder=0)
+    return fig
+
+
+def reading(errors: pd.DataFrame, users: pd.DataFrame, number: int = 1, score: Score = scores.NEAREST) -> Figure:
+    """A published table, hollow, and ours in a score, filled, with the score of the user's mean."""
+    return _panels(trained(errors, users, number), score, "user mean", number)
+
+
+def _panels(rows: pd.DataFrame, score: Score, bar: str, number: int) -> Figure:
+    paper, ours = theirs(number), means(rows, score)
+    fig, axes = plt.subplots(1, 6, figsize=(12, 3.6), layout="constrained", sharey=True)
+    for axis, (data, shots) in zip(axes, COLUMNS, strict=True):
+        for x, method in enumerate(METHODS):
+            key = (data, shots, method)
+            _mark(axis, x, method, *paper.loc[key, ["value", "error"]], mfc="white")
+            if key in ours.index:
+                _mark(axis, x, method, *ours.loc[key, ["mean", "half"]])
+        if (data, shots, bar) in ours.index:
+            axis.axhline(ours.loc[(data, shots, bar), "mean"], color=BLACK, lw=1, ls="--")
+        axis.set(yscale="log", title=f"{data}\n{shots}", xticks=range(5))
+        axis.set_xticklabels(METHODS, rotation=90)
+    axes[0].set_ylabel("error")
+    return fig
+
+
+def _mark(axis: Axes, x: int, method: str, mean: float, half: float, **more: object) -> None:
+    # On a logarithmic axis an interval that reaches to zero has no lower end to draw.
+    axis.errorbar(x, mean, [[min(half, 0.9 * mean)], [half]], color=COLOURS[method], marker=MARKERS[method], lw=1, **more)

@@ -1,0 +1,302 @@
+"""What all evaluations share: cells and their records, choices, intervals, published numbers, and the structure of the house."""
+
+import ast
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from amaml_core import DivergenceError
+from experiments import __main__ as runner
+from experiments.common import cells as cells_module
+from experiments.common import records
+from experiments.common.cells import Cell, deviation, durations, missing, run_cells
+from experiments.common.choosing import choose, chosen
+from experiments.common.claims import decide
+from experiments.common.published import published
+from experiments.common.records import new_record
+from experiments.common.statistics import over_seeds, paired_quotient, quotient, seed_interval
+from experiments.common.tables import text
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSE = ROOT / "experiments"
+
+
+def table(**columns):
+    return pd.DataFrame(columns)
+
+
+# --------------------------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    rows = table(
+        step=[0, 0, 1, 1],
+        user=[0, 1, 0, 1],
+        error=[0.123456789012, float("nan"), 1e-30, 4.0],
+        data="Jester-1",
+        chosen=[True, False] * 2,
+    )
+    file = records.write(new_record("errors", {"size": "full", "rate": 0.1}, 3, rows, 1.5), "ratings", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ratings.jsonl"] and file.read_text().count("\n") == 1
+    found = records.rows("ratings", "errors", tmp_path, size="full")
+    assert found[list(rows)].equals(rows.assign(error=[0.123456789, float("nan"), 1e-30, 4.0]))
+    assert set(found["rate"]) == {0.1} and set(found["seed"]) == {3} and found["machine"].str.len().min() > 0
+    assert records.rows("ratings", "errors", tmp_path, size="book").empty and records.rows("images", "errors", tmp_path).empty
+
+
+def test_a_column_of_keys_is_written_once():
+    keys = table(step=np.repeat(range(8), 100), user=list(range(100)) * 8, data="x", error=np.arange(800) / 7)
+    record = new_record("errors", {}, 0, keys, 1.0)
+    assert record.columns["data"] == "x" and len(json.dumps(record.columns["step"])) < 100
+    assert len(json.dumps(record.columns["user"])) < 1000 and isinstance(record.columns["error"], list)
+    assert record.table.equals(keys.assign(error=[float(f"{e:.10g}") for e in keys["error"]]))
+
+
+def test_a_new_record_of_a_cell_takes_the_place_of_the_old_one(tmp_path):
+    for seed, value in ((0, 1.0), (1, 2.0), (0, 3.0)):
+        records.write(new_record("a", {"x": 1}, seed, table(value=[value]), 1.0), "some", tmp_path)
+    found = records.rows("some", "a", tmp_path)
+    assert found[["seed", "value"]].to_dict("list") == {"seed": [0, 1], "value": [3.0, 2.0]}
+
+
+def test_a_line_that_was_cut_off_is_not_read_and_is_taken_away(tmp_path):
+    file = records.write(new_record("a", {}, 0, table(value=[1.0]), 1.0), "some", tmp_path)
+    whole = file.read_text()
+    file.write_text(whole + whole[: len(whole) // 2])
+    assert len(records.read("some", tmp_path)) == 1
+    records.write(new_record("a", {}, 1, table(value=[2.0]), 1.0), "some", tmp_path)
+    assert [r.seed for r in records.read("some", tmp_path)] == [0, 1] and file.read_text().startswith(whole)
+
+
+def test_damaged_records_are_refused_with_their_line(tmp_path):
+    file = records.write(new_record("a", {}, 0, table(value=[1.0, 2.0]), 1.0), "some", tmp_path)
+    content = json.loads(file.read_text())
+    for bad in ({"rows": 3}, {"duration": -1}, {"seed": "0"}, {"extra": 1}, {"date": "yesterday"}, {"diverged": "so"}):
+        file.write_text(json.dumps(content) + "\n" + json.dumps(content | bad) + "\n")
+        with pytest.raises(ValueError, match=r"some.jsonl, line 2, is not a record"):
+            records.read("some", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"get the records back with git, or make them with `make full`"):
+        records.read("some", tmp_path / "none")
+
+
+def test_an_infinite_number_is_no_result():
+    with pytest.raises(ValueError, match="infinite"):
+        new_record("a", {}, 0, table(value=[1.0, float("inf")]), 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- cells
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """An evaluation whose cells of seed 2 diverge; it notes which cells ran."""
+    ran = []
+
+    def run(cell, scratch):
+        ran.append(cell.seed)
+        if cell.seed == 2:
+            raise DivergenceError("meta step 3")
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / f"{cell.name}.half").write_text("under way")
+        return table(error=[0.5 * cell.seed, 1.0])
+
+    monkeypatch.setitem(sys.modules, "experiments.fake.run", SimpleNamespace(run=run))
+    return ran
+
+
+def test_a_cell_leaves_a_record_and_is_not_run_again(fake, tmp_path):
+    todo = [Cell("fake", "a", {"size": "full"}, seed) for seed in range(4)]
+    for _ in range(2):
+        run_cells(missing(todo, tmp_path), tmp_path)
+    assert fake == [0, 1, 2, 3] and missing(todo, tmp_path) == []
+    assert records.rows("fake", "a", tmp_path)["seed"].tolist() == [0, 0, 1, 1, 3, 3]
+    assert records.diverged("fake", "a", tmp_path)[["seed", "message"]].to_dict("list") == {"seed": [2], "message": ["meta step 3"]}
+    assert list((tmp_path / ".scratch").iterdir()) == []
+
+
+def test_a_cell_that_is_run_again_says_how_far_it_is_from_its_record(fake, tmp_path, capsys):
+    cell = Cell("fake", "a", {}, 1)
+    records.write(new_record("a", {}, 1, table(error=[0.5, 1.25]), 1.0), "fake", tmp_path)
+    run_cells([cell], tmp_path)
+    assert "2.0e-01 from the record that stood (NOT within 0.01)" in capsys.readouterr().out
+    run_cells([cell], tmp_path)
+    assert "0.0e+00 from the record that stood (within 0.01)" in capsys.readouterr().out
+
+
+def test_two_processes_leave_the_records_that_one_leaves(tmp_path):
+    todo = [Cell("efficiency", "bytes", {"size": "smoke", "methods": "long", "steps": k}, 0) for k in (1, 2, 3)]
+    for jobs in (1, 2):
+        run_cells(todo, tmp_path / str(jobs), jobs=jobs)
+    one, two = (records.read("efficiency", tmp_path / str(jobs)) for jobs in (1, 2))
+    assert len(one) == 3 and [deviation(a, b) for a, b in zip(one, two, strict=True)] == [0, 0, 0]
+
+
+def test_the_deviation_of_two_runs_is_relative_to_the_largest_number_of_a_column():
+    def of(**columns):
+        return new_record("a", {}, 0, table(**({"error": [1.0, 4.0], "seconds": [1.0, 2.0], "data": ["x", "y"]} | columns)), 1.0)
+
+    assert deviation(of(), of(seconds=[5.0, 9.0])) == 0
+    assert deviation(of(), of(error=[1.1, 4.0])) == pytest.approx(0.025)
+    for changed in ({"data": ["x", "z"]}, {"error": [1.0, float("nan")]}, {"more": [1, 2]}):
+        assert deviation(of(), of(**changed)) == np.inf
+    lost = new_record("a", {}, 0, None, 1.0, "meta step 3")
+    assert deviation(of(), lost) == np.inf and deviation(lost, lost) == 0
+
+
+def test_the_remaining_time_is_that_of_cells_of_the_same_kind(tmp_path):
+    for seed, duration in enumerate((1.0, 2.0, 9.0)):
+        records.write(new_record("a", {}, seed, table(x=[1]), duration), "fake", tmp_path)
+    wanted = [Cell("fake", "a", {}, 7), Cell("fake", "b", {}, 0), Cell("other", "a", {}, 0)]
+    assert durations(tmp_path, wanted) == {("fake", "a"): 2.0, ("fake", "b"): 2.0, ("other", "a"): 60.0}
+
+
+def test_the_command_line_lists_cells_and_refuses_words_that_fit_none(tmp_path, capsys):
+    runner.main(["--list", "--out", str(tmp_path), "--only", "efficiency bytes methods=long"])
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 3 and all(line.startswith("     efficiency-bytes-size=full-methods=long") for line in listed)
+    with pytest.raises(SystemExit):
+        runner.main(["--only", "no such cell"])
+
+
+def test_all_cells_have_names_of_their_own_and_every_name_makes_a_file():
+    names = [cell.name for profile in ("smoke", "book", "full") for cell in runner.cells(profile)]
+    assert len(set(names)) == len(names) > 900 and max(map(len, names)) < 240
+
+
+def test_nothing_is_left_to_run_and_every_record_has_its_cell():
+    """``make full`` on a clean checkout runs nothing."""
+    planned = [cell for cell in runner.cells("full") if cell.evaluation != "recipe"]
+    assert missing(planned) == []
+    keys = {(cell.evaluation, *cell.key) for cell in runner.cells("full")}
+    found = {(name, *cells_module._key(record)) for name in runner.EVALUATIONS for record in records.read(name)}
+    assert {key for key in found - keys if '"device": "cuda"' not in key[2]} == set()
+
+
+# ------------------------------------------------------------------------------------------------------- choices, intervals
+
+
+@dataclass(frozen=True)
+class Trial:
+    rate: float
+    weight: float | None = None
+
+
+def test_the_best_trial_is_chosen_and_one_that_diverges_is_not():
+    def score(trial):
+        if trial.rate > 1:
+            raise DivergenceError("too large")
+        return abs(trial.rate - 0.3)
+
+    trials = (Trial(5.0), Trial(0.1), Trial(0.5), Trial(0.9))
+    found = choose(trials, score)
+    assert found["score"].isna().tolist() == [True, False, False, False] and found["chosen"].tolist() == [False, True, False, False]
+    assert choose(trials, score, "highest")["rate"][lambda r: r.index[3]] == 0.9
+    assert chosen(found.assign(method="MAML"), Trial, ["method"]) == {"MAML": Trial(0.1)}
+    with pytest.raises(DivergenceError, match="all 1 trials diverged"):
+        choose(trials[:1], score)
+
+
+def test_an_interval_over_seeds_is_students():
+    mean, half, count = seed_interval([1.0, 2.0, 4.0])
+    assert (mean, count) == (pytest.approx(7 / 3), 3)
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert half == pytest.approx((high - low) / 2)
+    with pytest.raises(ValueError, match="at least 2"):
+        seed_interval([1.0])
+    rows = table(method=list("aaab"), seed=[0, 1, 2, 0], error=[1.0, 2.0, 4.0, 5.0])
+    found = over_seeds(rows, "error").set_index("method")
+    assert found.loc["a", "half"] == pytest.approx(half) and np.isnan(found.loc["b", "half"])
+    assert found.loc["a", ["low", "high", "seeds"]].tolist() == [1, 4, 3]
+
+
+def test_pairs_resolve_what_separate_intervals_do_not():
+    draws = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product([[0], range(200)], names=["seed", "task"])
+    below = pd.Series(draws.uniform(0.2, 2, 200), index)
+    above = 1.02 * below + pd.Series(draws.normal(0, 0.01, 200), index)
+    pairs = paired_quotient(above, below)
+    assert abs(pairs.mean - 1.02) < pairs.half_width < 0.005
+    apart = quotient(*[SimpleNamespace(mean=s.mean(), half_width=1.96 * s.sem(), count=200) for s in (above, below)])
+    assert apart.half_width > 10 * pairs.half_width
+    with pytest.raises(ValueError, match="at least two"):
+        paired_quotient(above, below.rename(lambda task: task + 500, level="task"))
+
+
+def test_a_verdict_follows_from_the_outcomes_of_a_test():
+    assert [decide(o) for o in ([True, True], [True, False], [False], [])] == ["holds", "holds in part", "does not hold", "not run"]
+
+
+def test_numbers_read_as_they_are():
+    assert [text(0.1142, 0.007), text(1234.0), text(float("nan")), text(None, none="not run")] == [
+        "0.114 ± 0.007",
+        "1.23e+03",
+        "–",
+        "not run",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- published
+
+
+def test_every_published_number_has_its_row():
+    counts = {name: len(published(name)) for name in ("synthetic", "ratings", "images", "efficiency")}
+    # 24 curves at 4 epochs less one beyond the edge; 2 tables of 5 methods and 6 columns; 7 methods twice and 5 quoted; 38 times and
+    # as many shares
+    assert counts == {"synthetic": 95, "ratings": 60, "images": 19, "efficiency": 76}
+    for name in counts:
+        rows = published(name)
+        assert not rows.duplicated([c for c in rows if c not in ("value", "error")]).any() and rows["value"].gt(0).all()
+    assert published("ratings", source="table 1", data="jester-1", shots="10–15", method="A-MAML")["value"].tolist() == [0.074]
+    with pytest.raises(KeyError):
+        published("tradeoff")
+
+
+# --------------------------------------------------------------------------------------------------------------- structure
+
+EVALUATIONS = sorted(path.name for path in HOUSE.iterdir() if (path / "run.py").exists())
+KNOWS = {
+    "settings": set(),
+    "run": {"settings"},
+    "tables": {"settings"},
+    "claims": {"settings", "tables"},
+    "figures": {"settings", "tables"},
+}
+
+
+def neighbours(path):
+    """The modules of the same package, and the other evaluations' modules, that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            yield from ([node.module] if node.module else [alias.name for alias in node.names])
+        elif isinstance(node, ast.ImportFrom) and node.level == 2 and not node.module.startswith("common"):
+            yield f"..{node.module}"
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_each_evaluation_has_the_same_rooms(name):
+    for room in ("__init__", "settings", "run", "tables", "figures"):
+        assert (HOUSE / name / f"{room}.py").is_file()
+    for room, known in KNOWS.items():
+        path = HOUSE / name / f"{room}.py"
+        if path.exists():
+            found = set(neighbours(path))
+            assert not found & {"run", "figures"} - known, f"{room} knows {found}"
+            assert all(other.endswith(".settings") for other in found if other.startswith(".."))
+    if name in runner.EVALUATIONS:
+        assert all(cell.evaluation == name for cell in runner.cells("smoke") if cell.evaluation == name)
+
+
+def test_every_evaluation_is_on_the_command_line():
+    assert sorted(runner.EVALUATIONS) == EVALUATIONS
+
+
+def test_no_module_is_long():
+    lengths = {str(path.relative_to(HOUSE)): len(path.read_text().splitlines()) for path in HOUSE.rglob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > 300} == {}
