@@ -305,3 +305,13 @@ def test_committed_tables_of_the_modes_are_valid(path):
     ok = table[table.status == "ok"]
     assert (ok[["cpu_seconds", "wall_seconds", "memory_mb", "calls"]] >= 0).all(axis=None) and (ok.error < 1e-4).all()
     assert table[table.status != "ok"].reason.notna().all()
+
+
+def test_reverse_over_reverse_takes_less_time_but_for_the_compiled_transformer():
+    """What the README says, and why the package's steps are as they are."""
+    for path in (Path(results.__file__).parent / "results").glob("modes-*.csv"):
+        wide = pd.read_csv(path).pivot(index=["network", "tasks", "execution"], columns="mode", values=["cpu_seconds", "memory_mb"])
+        time, memory = (wide[c]["forward over reverse"] / wide[c]["reverse over reverse"] for c in ("cpu_seconds", "memory_mb"))
+        other = ("transformer", 1, "compiled")
+        assert (time.drop(other) > 1).all()
+        assert 0.8 < time[other] < 1 and 0.5 < memory[other] < 0.7

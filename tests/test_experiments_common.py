@@ -247,8 +247,8 @@ def test_numbers_read_as_they_are():
 
 def test_every_published_number_has_its_row():
     counts = {name: len(published(name)) for name in ("synthetic", "ratings", "images", "efficiency")}
-    # 24 curves at 4 epochs less one beyond the edge; 2 tables of 5 methods and 6 columns; 7 methods twice and 5 quoted; 38 times and
-    # as many shares
+    # 24 curves at 4 epochs less one beyond the edge; 2 tables of 5 methods and 6 columns; 7 methods twice and 5 quoted; 38 times
+    # and as many shares
     assert counts == {"synthetic": 95, "ratings": 60, "images": 19, "efficiency": 76}
     for name in counts:
         rows = published(name)

@@ -59,7 +59,12 @@ def full():
 
 @cache
 def facts():
-    return claims.facts(*full(), recorded("choice"), recorded("beyond"))
+    return claims.facts(*full(), recorded("choice"), recorded("beyond"), second())
+
+
+@cache
+def second():
+    return tables.second_runs(full()[0], full()[2], recorded("again"), tables.lost("again"))
 
 
 for_report = cache(tables.for_report)
@@ -93,7 +98,7 @@ def test_table_2_doubles_the_steps_and_measures_there():
 
 def test_every_cell_has_a_name_of_its_own_and_the_chosen_trial():
     cells = settings.cells("full")
-    assert len(cells) == 10 + 10 + 3 * 2 * 3 + 2 * 5 * 3 * 2 * 3
+    assert len(cells) == 10 + 10 + 3 * 2 * 3 + 2 * 5 * 3 * 2 * 3 + 2 * 3 * 2 * 3
     assert len({c.name for c in cells}) == len(cells) and max(len(c.name) for c in cells) < 240
     for c in cells:
         if c.kind == "errors":
@@ -163,6 +168,7 @@ def test_most_choices_lie_on_an_edge_and_what_lies_beyond_is_little_better():
 
 def test_a_choice_passes_over_trials_that_diverge(no_data, tmp_path, monkeypatch):
     monkeypatch.setitem(settings.TRIALS, "FOMAML", (settings.Trial(1e6), settings.Trial(0.1), settings.Trial(1e-6)))
+    monkeypatch.setattr(running, "TRIAL_USERS", 20)
     cell = find(settings.cells("smoke"), "choice", table=1, method="FOMAML")
     found = running.run(cell, tmp_path)
     assert np.isnan(found["score"][0]) and found["chosen"].idxmax() == 1 + int(np.argmin(found["score"][1:]))
@@ -340,6 +346,18 @@ def test_pairs_are_compared_on_the_users_that_both_have():
     assert found["published"] == pytest.approx(paper["jester-1", MANY, "FOMAML"] / paper["jester-1", MANY, "A-MAML"])
 
 
+def test_a_second_run_of_imaml_is_another_result():
+    found, errors = second(), full()[0]
+    assert found["runs"].eq(3).all() and len(found) == 12
+    assert (found["first"].sum(), found["second"].sum(), found["either"].sum()) == (7, 12, 14)
+    key = {"table": 2, "data": "ml-100k", "shots": MANY, "seed": 1}
+    one, two = (
+        t[t["method"].eq("iMAML") & t["step"].eq(t["trained"]) & (t[list(key)] == pd.Series(key)).all(axis=1)]["query"].mean()
+        for t in (errors, recorded("again"))
+    )
+    assert found["change"].max() == pytest.approx(100 * abs(two / one - 1)) and found["change"].max() > 10
+
+
 def test_first_order_is_behind_by_little_and_resolved_and_imaml_by_more_in_more_columns():
     pairs = claims.quotients(*full())
     behind = pairs.loc[1].xs("FOMAML", level="method").xs(MANY, level="shots")
@@ -352,6 +370,10 @@ def test_first_order_is_behind_by_little_and_resolved_and_imaml_by_more_in_more_
     assert (others - 1).abs().max() < 0.045
     late = pairs.xs("iMAML", level="method").query("quotient > 1.02")
     assert len(late) == 5 and 0.18 < late["quotient"].max() - 1 < 0.19 and late["diverged"].gt(0).sum() == 4
+    for number in settings.TABLES:
+        worse = claims._over_user_mean(tables.means(tables.trained(*full()[:2], number), Score()))
+        keys = worse[worse].index  # the methods that lose against the user's mean
+        assert len(keys) == {1: 0, 2: 3}[number] and pairs.loc[number].reindex(keys)["diverged"].gt(0).all()
     assert facts()["ratings-imaml-columns"] == "5 of 12" and facts()["ratings-imaml-behind"] == "4 to 19"
 
 
