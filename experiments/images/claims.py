@@ -26,6 +26,7 @@ from .tables import (
     own_steps,
     paper,
     percent,
+    recorded,
     said,
     transduction,
 )
@@ -118,6 +119,11 @@ def claims(tables: Mapping[str, pd.DataFrame], reduced: pd.DataFrame) -> list[Cl
                 )  # fmt: skip
             )
     return found
+
+
+def recorded_claims() -> list[Claim]:
+    """:func:`claims` of the records."""
+    return claims({data: recorded("accuracy", data) for data in PAPER_TASKS}, recorded("accuracy", "reduced"))
 
 
 def conclusions(table: pd.DataFrame) -> list[Claim]:

@@ -191,6 +191,22 @@ def first_look(table: pd.DataFrame, steps: int) -> pd.DataFrame:
     return pd.DataFrame(found).T.rename_axis("accuracy (%)")
 
 
+def report_rows() -> pd.DataFrame:
+    """For each published accuracy what the records say, by data and row: ``mean``, ``half``, what the interval is ``over``, a
+    ``note``, and whether the row ``diverged``."""
+    rows, small = {}, recorded("accuracy", "reduced")
+    for data in PAPER_TASKS:
+        table, gone = recorded("accuracy", data), lost(data)
+        for row in ROWS:
+            found, less = accuracy(table, row), accuracy(small, row) if data == "omniglot" else None
+            notes = ["needs a GPU for hours"] * (found is None) + [f"Omniglot 5-way, reduced: {said(less)}"] * (less is not None)
+            rows[data, row] = {
+                "mean": found and found.mean, "half": found and found.half_width, "over": over(table, row) if found else "",
+                "note": "; ".join(notes), "diverged": row in gone,
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 # ------------------------------------------------------------------------------------------------------------- choices
 
 

@@ -7,6 +7,7 @@ of all cells beside both published tables. Kinds of cells:
 - ``beyond``: the same of trials beyond the ends of the grids, which could not be chosen.
 - ``users``: scales of each test user's ratings, and the errors of guesses that need no network. They depend on no method.
 - ``errors``: of each test user after so many inner steps of a method that was trained with a seed.
+- ``again``: the same, run a second time with a later version of the package, which rounds otherwise; of iMAML alone.
 """
 
 from . import claims, figures, first, readings, settings, tables

@@ -9,7 +9,7 @@ import pandas as pd
 from ..common import scores
 from ..common.claims import Claim, decide
 from .readings import common_fall, distances, floor, least_error, over_user_mean, relative_errors, spread
-from .settings import BARS, METHODS, SHOTS, SIZES, TABLES
+from .settings import AGAIN, BARS, METHODS, SHOTS, SIZES, TABLES
 from .tables import COLUMNS, KEYS, choices, distinct, lost, means, paired, recorded, seen_in_choice, theirs, trained
 
 MANY = list(SHOTS)[1]
@@ -33,9 +33,11 @@ def claims() -> list[Claim]:
         mine = pairs.xs(rival, level="method")
         whole = mine[mine["n seeds"].gt(1)]
         short, away = mine["diverged"].gt(0).sum(), len(mine) - len(whole)
-        note = (
-            f"in {short} of {len(mine)} columns seeds of {rival} diverged; {away}, with one seed left, count not" if short else ""
-        )
+        notes = []
+        if short:
+            notes.append(f"in {short} of {len(mine)} columns seeds of {rival} diverged; {away}, with one seed left, count not")
+        if rival in AGAIN:
+            notes.append("its results do not repeat")
         ahead, meet = list(whole["quotient"] - whole["half"] > 1), list(whole["meet"])
         for claim, test, outcomes in (
             ("", "the quotient on the same users lies above 1, by its intervals over users and over seeds", ahead),
@@ -51,7 +53,7 @@ def claims() -> list[Claim]:
                     published,
                     ours,
                     decide(outcomes),
-                    note,
+                    "; ".join(notes),
                 )
             )
     return made
@@ -105,7 +107,7 @@ def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -
 
 
 def facts(
-    errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame, choice: pd.DataFrame, beyond: pd.DataFrame
+    errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame, choice: pd.DataFrame, beyond: pd.DataFrame, second: pd.DataFrame
 ) -> dict[str, str]:
     """Every number that the chapter on the full size says in its text, by name."""
     pairs, near, seen = quotients(errors, users, lost), distances(errors, users), seen_in_choice(users)
@@ -114,6 +116,7 @@ def facts(
     different = distinct(users)["different ones"]
     late = imaml[imaml["quotient"].gt(1 + BEHIND)]
     ours = {n: means(trained(errors, users, n), scores.PLAIN[0]) for n in TABLES}
+    worse = pd.concat([_over_user_mean(found) for found in ours.values()])
     lower = pd.concat([ours[n]["mean"] / theirs(n)["value"] for n in TABLES])
     seeded = pd.concat([found[found["over"].eq("seeds")] for found in ours.values()]).index.get_level_values("method")
     strangers = seen[seen["train"].gt(0)]
@@ -143,9 +146,14 @@ def facts(
         "ratings-imaml-behind": f"{100 * (late['quotient'].min() - 1):.0f} to {100 * (late['quotient'].max() - 1):.0f}",
         "ratings-imaml-seed": f"{100 * (imaml['largest'].max() - 1):.0f}",
         "ratings-fomaml-behind": _span(100 * (ahead["quotient"] - 1), 1),
+        "ratings-worse": f"{worse.sum()} of {len(worse)}",
+        "ratings-worse-methods": " and ".join(dict.fromkeys(worse[worse].index.get_level_values("method"))) or "none",
         "ratings-diverged-second": f"{lost['table'].eq(2).sum()}",
         "ratings-diverged-data": ", ".join(dict.fromkeys(lost["data"].sort_values())),
         "ratings-diverged": f"{len(lost)} of {len(imaml) * SIZES['full'].seeds}",
+        "ratings-again": f"{second['second'].sum()} of {second['runs'].sum()}",
+        "ratings-again-either": f"{second['either'].sum()}",
+        "ratings-again-change": f"{second['change'].max():.0f}",
         "ratings-near": f"{both.sum()} of {len(both)}",
         "ratings-fit-low": _span(fitted.drop(["Reptile", "iMAML"]), 2),
         "ratings-fit-imaml": _span(fitted["iMAML"], 2),
@@ -158,6 +166,12 @@ def facts(
 def _span(values: Iterable[float], digits: int) -> str:
     values = list(values)
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}" if values else "not run"
+
+
+def _over_user_mean(found: pd.DataFrame) -> pd.Series:
+    """Whether each method's mean is above that of the user's mean, by data, shots and method."""
+    wide = found["mean"].unstack("method")
+    return wide[list(METHODS)].gt(wide["user mean"], axis=0).stack()
 
 
 def _trials_apart(choice: pd.DataFrame) -> float:

@@ -50,6 +50,7 @@ CHOSEN: dict[int, dict[str, Trial]] = dict.fromkeys(
         "Reptile": Trial(0.1),
     },
 )
+AGAIN = ("iMAML",)  # methods that are run a second time, since their results do not repeat
 FIRST_LOOK = Trial(0.1)  # for all methods alike, where nothing is chosen
 
 
@@ -111,13 +112,11 @@ def make_method(name: str, trial: Trial, steps: int) -> Method:
 
 
 def cells(size: str, seed: int | None = None) -> list[Cell]:
-    """All cells of a size: the choices and what lies beyond, the test users with their bars, and the errors of both tables."""
-    return [
-        *choice_cells(size),
-        *choice_cells(size, "beyond"),
-        *user_cells(size, seed),
-        *(c for table in TABLES for c in error_cells(size, seed, table)),
-    ]
+    """All cells of a size: the choices and what lies beyond, the test users with their bars, and the errors of both tables, some of
+    them a second time."""
+    errors = [c for table in TABLES for c in error_cells(size, seed, table)]
+    again = [c for table in TABLES for c in error_cells(size, seed, table, AGAIN, "again")]
+    return [*choice_cells(size), *choice_cells(size, "beyond"), *user_cells(size, seed), *errors, *again]
 
 
 def choice_cells(size: str, kind: str = "choice") -> list[Cell]:
@@ -139,13 +138,15 @@ def user_cells(size: str, seed: int | None = None) -> list[Cell]:
     ]
 
 
-def error_cells(size: str, seed: int | None = None, table: int = 1) -> list[Cell]:
+def error_cells(
+    size: str, seed: int | None = None, table: int = 1, methods: tuple[str, ...] = METHODS, kind: str = "errors"
+) -> list[Cell]:
     """Data × shots × method × seed, with what each method chose for the table."""
     return [
-        _error_cell(size, table, method, data, shots, CHOSEN[table][method], s)
+        _error_cell(size, table, method, data, shots, CHOSEN[table][method], s, kind)
         for data in DATA
         for shots in SHOTS
-        for method in METHODS
+        for method in methods
         for s in _seeds(size, seed)
     ]
 
@@ -157,9 +158,9 @@ def first_look(size: str, seed: int) -> list[Cell]:
     return [users, *(_error_cell(size, 1, method, data, shots, FIRST_LOOK, seed) for method in METHODS)]
 
 
-def _error_cell(size: str, table: int, method: str, data: str, shots: str, trial: Trial, seed: int) -> Cell:
+def _error_cell(size: str, table: int, method: str, data: str, shots: str, trial: Trial, seed: int, kind: str = "errors") -> Cell:
     what = {"size": size, "table": table, "method": method, "data": data, "shots": shots}
-    return Cell("ratings", "errors", what | {"meta_lr": META_LR} | asdict(trial), seed)
+    return Cell("ratings", kind, what | {"meta_lr": META_LR} | asdict(trial), seed)
 
 
 def _seeds(size: str, seed: int | None) -> Iterable[int]:

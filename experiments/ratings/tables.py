@@ -19,7 +19,7 @@ from ..common.statistics import paired_quotient, pooled
 from ..common.tables import NOT_RUN
 from ..ratings_gap.settings import cells as gap_cells
 from . import settings
-from .settings import BARS, BEYOND, CHOICE_DATA, DATA, METHODS, SHOTS, TABLES, TRIALS, Trial
+from .settings import AGAIN, BARS, BEYOND, CHOICE_DATA, DATA, METHODS, SHOTS, TABLES, TRIALS, Trial
 
 COLUMNS = list(product(DATA, SHOTS))  # of the published tables
 USER = ["data", "shots", "seed", "user"]
@@ -125,7 +125,11 @@ def for_report(score: str = str(scores.PLAIN[0])) -> pd.DataFrame:
     Raises:
         KeyError: an unknown score.
     """
-    errors, users, gone, parts = recorded("errors"), recorded("users"), lost(), []
+    return _beside(score, recorded("errors"), recorded("users"), lost())
+
+
+def _beside(score: str, errors: pd.DataFrame, users: pd.DataFrame, gone: pd.DataFrame) -> pd.DataFrame:
+    parts = []
     for number in TABLES:
         ours = means(trained(errors, users, number), scores.BY_NAME[score])
         table = theirs(number).rename(columns={"value": "published"}).join(ours)
@@ -139,8 +143,8 @@ def for_report(score: str = str(scores.PLAIN[0])) -> pd.DataFrame:
 def report_rows() -> pd.DataFrame:
     """:func:`for_report` in the reading that comes nearest, by ``source``, data, shots and method: ``mean`` and ``half``, in words
     what the interval is ``over``, a ``note``, and whether a seed ``diverged``."""
-    found = for_report(str(scores.NEAREST))
-    plain = for_report()
+    known = recorded("errors"), recorded("users"), lost()
+    found, plain = (_beside(str(score), *known) for score in (scores.NEAREST, scores.PLAIN[0]))
     ran = found["users"].astype(str) + " test users, " + found["seeds"].astype(str) + " seeds"
     by = np.where(found["over"].eq("seeds"), ", interval over the seeds", "")
     away = np.where(found["diverged"].gt(0), ", " + found["diverged"].astype(str) + " diverged", "")
@@ -181,6 +185,26 @@ def paired(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame, number
             "published": a / b, "error": a / b * np.hypot(da / a, db / b),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(KEYS)
+
+
+def second_runs(errors: pd.DataFrame, lost: pd.DataFrame, again: pd.DataFrame, away: pd.DataFrame) -> pd.DataFrame:
+    """How far the runs of ``AGAIN`` repeat, by table, data and shots: how many diverged in the ``first`` run, in the ``second``,
+    and in ``either``; and the largest ``change`` of a seed's mean RMSE, in per cent, where both came to an end.
+
+    Args:
+        errors, lost: of the first runs.
+        again, away: of the second.
+    """
+    keys, means = ["table", "data", "shots", "seed"], []
+    for table in (errors[errors["method"].isin(AGAIN)], again):
+        means.append(table[table["step"].eq(table["trained"])].groupby(keys)["query"].mean())
+    first, second = (set(t[keys].itertuples(index=False, name=None)) if len(t) else set() for t in (lost, away))
+    runs = pd.MultiIndex.from_tuples(sorted({*first, *second, *means[0].index, *means[1].index}), names=keys)
+    found = pd.DataFrame({"first": runs.isin(list(first)), "second": runs.isin(list(second))}, runs)
+    found["either"] = found["first"] | found["second"]
+    found["change"] = (100 * (means[1] / means[0] - 1)).abs()
+    columns = {"runs": ("first", "size"), "change": ("change", "max")} | {n: (n, "sum") for n in ("first", "second", "either")}
+    return found.groupby(level=["table", "data", "shots"], sort=False).agg(**columns)
 
 
 def choices(choice: pd.DataFrame) -> pd.DataFrame:

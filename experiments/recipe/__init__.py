@@ -6,7 +6,7 @@ what it gives. One kind of cells, ``curves``: train by one method, and follow th
 functions are fitted by Adam, from several moments of the training and at several rates.
 """
 
-from . import figures, settings, tables
+from . import claims, figures, settings, tables
 from .run import live
 
-__all__ = ["figures", "live", "settings", "tables"]
+__all__ = ["claims", "figures", "live", "settings", "tables"]

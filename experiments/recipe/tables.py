@@ -9,7 +9,7 @@ from ..common.published import published
 from ..common.records import diverged, rows
 from ..common.statistics import over_seeds
 from ..common.tables import text
-from .settings import METHODS, RATES, UNTRAINED
+from .settings import FAMILIES, METHODS, RATES, UNTRAINED
 
 PANEL = ["family", "shots"]
 RECIPE = {"weight": 1.0, "steps": 50, "outer": "SGD"}
@@ -102,7 +102,9 @@ def more_shots(found: pd.DataFrame, epoch: int = 1000) -> pd.DataFrame:
     at = found[found["step"].eq(epoch)].pivot_table(index=["family", "method"], columns=["set", "shots"], values="mean")
     figure = theirs().query("step == @epoch").pivot(index=["family", "method"], columns="shots", values="published")
     quotients = {"published": figure[100] / figure[50]}
-    quotients |= {of: at[of, 100] / at[of, 50] for of in ("support", "held-out") if of in at and {50, 100} <= set(at[of])}
+    for of in ("support", "held-out"):
+        there = of in at and {50, 100} <= set(at[of])
+        quotients[of] = at[of, 100] / at[of, 50] if there else figure[100] * float("nan")
     return pd.DataFrame(quotients).reindex(
         pd.MultiIndex.from_product([figure.index.levels[0], METHODS], names=["family", "method"])
     )
@@ -174,6 +176,8 @@ def said(table: pd.DataFrame) -> str:
 def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
     """The numbers of the chapter's prose; a dash where a curve is missing."""
     found = curves(table)
+    mine = found[found["method"].eq("A-MAML") & found["set"].eq("support")]
+    families = distances(compared(mine), ["family"])["without epoch 0"]
     gaps = {
         s: distances(compared(found[found["set"].eq(s) & found["method"].eq("A-MAML")]), ["method"])
         for s in ("support", "held-out")
@@ -185,8 +189,9 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
     above, baselines = above_untrained(found, epoch)
     return {
         **{s: text(gap["without epoch 0"].get("A-MAML"), digits=2) for s, gap in gaps.items()},
+        **{f"support-{family}": text(families.get(family), digits=2) for family in FAMILIES},
         "falling": text(falling, digits=2),
-        **{f"shots-{s}": _range(shots[s]) if s in shots else "–" for s in ("published", "support", "held-out")},
+        **{f"shots-{s}": _range(shots[s]) for s in ("published", "support", "held-out")},
         **{f"spread-{s}": _range(apart[s]) if s in apart else "–" for s in ("published", "ours")},
         "above": str(above), "baselines": str(baselines),
         "half-rate": str(int(near["nearest"].str.endswith(f"rate {RATES[1]:g}").sum())) if len(near) else "–",

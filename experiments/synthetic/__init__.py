@@ -6,7 +6,8 @@ Chapter "Synthetic regression" shows it. Kinds of cells:
   functions, from a pool of their own;
 - ``curves``: train one method (or none, ``untrained``) and follow the error on the test functions, on support and held-out points,
   while a network adapts by Adam (the released code's test) and by the method's own inner loop;
-- ``horizons``: train at one number of inner steps, test at many;
+- ``nudged``: train again from initial weights that differ in their last digit, and follow the same errors by Adam;
+- ``horizons``: train at one number of inner steps, test at many; A-MAML, and FOMAML with A-MAML's settings and with its own;
 - ``grids`` and ``points``: the adapted prediction of one test function on a grid of inputs, and the points it was adapted to.
 """
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from ..common.cells import TOLERANCE
 from . import horizons
 from .figures import TITLES
 from .settings import METHODS, UNTRAINED
@@ -18,6 +19,7 @@ from .tables import (
     paired,
     reading_error,
     readings,
+    rounding,
     seed_variance,
     select,
     theirs,
@@ -75,6 +77,17 @@ def of_curves(table: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
+def of_rounding(table: pd.DataFrame, nudged: pd.DataFrame) -> dict[str, str]:
+    """What is said of rounding."""
+    found = rounding(table, nudged)
+    beyond = found[~found["within"]]
+    names = [f"{name} {len(rows)}" for name, rows in beyond.groupby("method")]
+    return {
+        "tolerance": f"{TOLERANCE:.0%}", "rounding-within": share(found["within"]), "rounding-beyond": ", ".join(names) or "none",
+        "rounding-median": f"{found['apart'].median():.0e}", "rounding-largest": f"{found['apart'].max():.0%}",
+    }  # fmt: skip
+
+
 def of_distances(table: pd.DataFrame) -> dict[str, str]:
     """What is said of the distances to the published figure."""
     constant, falling = guesses()
@@ -113,16 +126,17 @@ def of_horizons(table: pd.DataFrame) -> dict[str, str]:
     lines, most, cost = horizons.lines(table), table["trained_steps"].max(), horizons.fomaml_less_amaml(table)
     arms = lines.loc[lines["same"], horizons.ARM].drop_duplicates()
     above = horizons.above_lowest(table).reset_index().merge(arms)
-    early = horizons.too_early(table)["mean"].reset_index().merge(arms)
-    more = horizons.fomaml_less_amaml_overall(table)
+    costs = horizons.too_early(table)
+    early, resolved = (frame.reset_index().merge(arms) for frame in (costs["mean"], costs["mean"].gt(costs["half"])))
     found = {
-        "more": "–" if more is None else f"{more.mean:.2f} ± {more.half_width:.2f}",
+        "fomaml-dearer": f"{cost['dearer'].sum()} of the {cost['seeds'].sum()}",
         "most": str(most), "compared": str(len(cost)), "fomaml-more": share(cost["mean"].gt(0)),
         "fomaml-more-resolved": str((cost["resolved"] & cost["mean"].gt(0)).sum()),
         "fomaml-less-resolved": str((cost["resolved"] & cost["mean"].lt(0)).sum()),
     }  # fmt: skip
     for method in arms["method"].unique():
         key = method.lower()
-        found[f"early-{key}"] = span(select(early, method=method)[most]) if most in early else "–"
-        found |= {f"{where}-{key}": span([select(above, method=method)[where].max()]) for where in ("at", "beyond")}
+        found[f"early-{key}"] = span(select(early, method=method)[most])
+        found[f"early-resolved-{key}"] = share(select(resolved, method=method)[most])
+        found |= {f"{where}-{key}": span([select(above, method=method)[where].max()], 3) for where in ("at", "beyond")}
     return found

@@ -24,6 +24,7 @@ from .settings import (
     BATCH,
     FAMILIES,
     METHODS,
+    NUDGE,
     SIZES,
     TEST_ADAM,
     TRIALS,
@@ -62,15 +63,17 @@ def _compiled(d: int) -> Problem:
 
 
 def train(
-    name: str, data: Data, size: Size, pool: Tasks, choice: Choice, seed: int, inner_steps: int | None = None
+    name: str, data: Data, size: Size, pool: Tasks, choice: Choice, seed: int, inner_steps: int | None = None, nudge: float = 0.0
 ) -> tuple[nn.Module, Tensor]:
     """Meta-train one method by Adam: the model and the trained initialisation (P,), or the initial one if ``untrained``.
+
+    The initial weights are multiplied by 1 + ``nudge``.
 
     Raises:
         DivergenceError: an update is not finite.
     """
     model = seeded(network(data.d), seed)
-    initial = Problem(model, loss).initial_parameters()
+    initial = Problem(model, loss).initial_parameters() * (1 + nudge)
     if name == UNTRAINED:
         return model, initial
     method, problem = make_method(name, choice, size, inner_steps), make_problem(model, data, size)
@@ -89,6 +92,13 @@ def curves(
     parts = [along(how, problem, theta, pools.test, steps).assign(protocol=key) for key, (how, steps) in protocols.items()]
     table = pd.concat(parts, ignore_index=True)
     return table[["protocol", *table.columns.drop("protocol")]]
+
+
+def nudged(name: str, data: Data, size: Size, choice: Choice, seed: int) -> pd.DataFrame:
+    """Train a method from initial weights that differ in their last digit, and follow its errors along Adam's adaptation."""
+    pools = load(data, size, seed)
+    model, theta = train(name, data, size, pools.train, choice, seed, nudge=NUDGE)
+    return along(TEST_ADAM, make_problem(model, data, size), theta, pools.test, size.figure_epochs).assign(protocol="adam")
 
 
 def along(how: Method | AdamAdaptation, problem: Problem, theta: Tensor, tasks: Tasks, steps: tuple[int, ...]) -> pd.DataFrame:
@@ -200,6 +210,8 @@ def run(cell: Cell, scratch: Path) -> pd.DataFrame:
         return choose(name, data, size, cell.seed)
     trained_steps = settings.pop("trained_steps", None)
     choice = Choice(**settings)
+    if cell.kind == "nudged":
+        return nudged(name, data, size, choice, cell.seed)
     if cell.kind == "grids":
         return predictions(name, data, size, choice, cell.seed)
     return curves(name, data, size, choice, cell.seed, trained_steps, adam=cell.kind == "curves")

@@ -18,6 +18,8 @@ METHODS = ("A-MAML", "MAML", "MAML-1", "FOMAML", "Reptile", "iMAML")
 UNTRAINED = "untrained"
 DRAWN = ("A-MAML", "FOMAML", UNTRAINED)  # whose predictions are taken on a grid of inputs
 BATCH = 5
+NUDGE = 2.0**-22  # of each initial weight, relative: a change in the last digit of a float32
+NUDGED_SEED = 1  # for which that is done
 CHOICE_SEED = 100  # a training pool of its own, so that no seed of the results was seen when the choice was made
 TEST_ADAM = AdamAdaptation(lr=1e-3, weight_decay=1e-6)  # as in the released code
 
@@ -59,6 +61,11 @@ class Size:
     def adam_epochs(self) -> tuple[int, ...]:
         """The epochs at which the error is measured."""
         return tuple(range(0, self.epochs + 1, self.every))
+
+    @property
+    def figure_epochs(self) -> tuple[int, ...]:
+        """The epochs at which the published figure was read."""
+        return (0, self.epochs // 5, self.epochs // 2, self.epochs)
 
     @property
     def drawn_epochs(self) -> tuple[int, ...]:
@@ -217,6 +224,8 @@ def cells(size: str, seed: int | None = None) -> list[Cell]:
         for d, shots in ((2, 50), (1, 50), (2, 100), (1, 100)):
             tasks = [replace(data, d=d, shots=shots) for data in every]
             found += [trained("curves", data, method, s) for data in tasks for method in (*METHODS, UNTRAINED)]
+            if s == NUDGED_SEED % wanted.seeds:
+                found += [trained("nudged", data, method, s) for data in tasks for method in METHODS]
         found += [
             cell("horizons", data, s, method=method, **asdict(choice), trained_steps=steps)
             for data in every

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..common import statistics
+from ..common.cells import TOLERANCE
 from ..common.published import published
 from ..common.records import rows
 from ..common.tables import text
@@ -87,6 +88,26 @@ def seed_variance(table: pd.DataFrame) -> pd.DataFrame:
     both["median"] = both["between"] / both["within"]
     found = both.groupby(["protocol", "d", "set"]).agg({"between": "mean", "within": "mean", "median": "median"})
     return found.assign(quotient=found["between"] / found["within"])[["quotient", "median"]]
+
+
+def rounding(table: pd.DataFrame, nudged: pd.DataFrame) -> pd.DataFrame:
+    """What becomes of a change in the last digit of the initial weights: for each data setting and method ``apart``, the largest
+    difference of two mean errors along Adam's adaptation over the largest error, and whether that is ``within`` the tolerance that
+    a cell run again has."""
+    keys = [*DATA, "method", "seed", "step", "set"]
+    pairs = nudged[[*keys, "mean"]].merge(select(table, protocol="adam")[[*keys, "mean"]], on=keys, suffixes=("", "_recorded"))
+    pairs = pairs.assign(gap=(pairs["mean"] - pairs["mean_recorded"]).abs())
+    found = pairs.groupby([*DATA, "method"])[["gap", "mean_recorded"]].max()
+    apart = (found["gap"] / found["mean_recorded"]).rename("apart").reset_index()
+    return apart.assign(within=apart["apart"].le(TOLERANCE))
+
+
+def rounding_by_method(found: pd.DataFrame) -> pd.DataFrame:
+    """Of :func:`rounding`, for each method: how many ``curves`` there are and how many are ``within`` the tolerance, the ``median``
+    and the ``largest`` distance."""
+    groups = found.groupby("method")
+    wide = groups["within"].agg(curves="size", within="sum").join(groups["apart"].agg(median="median", largest="max"))
+    return wide.reindex([name for name in METHODS if name in wide.index])
 
 
 # ---------------------------------------------------------------------------------------------------------------- choices
@@ -211,7 +232,8 @@ def readings(table: pd.DataFrame, stand_in: str | None = None) -> pd.DataFrame:
     """Distances, one row for each reading of the figure, the nearest first, and one column for each panel; whole panels alone."""
     found = distances(table, stand_in=stand_in)
     wide = found[found["whole"]].pivot(index=READING, columns=PANEL, values="distance")
-    return wide.loc[wide.mean(axis=1).sort_values().index]
+    order = [key for key in theirs().groupby(PANEL, sort=False).groups if key in wide.columns]
+    return wide.loc[wide.mean(axis=1).sort_values().index, order]
 
 
 def by_normaliser(table: pd.DataFrame, stand_in: str = UNTRAINED) -> pd.DataFrame:

@@ -50,6 +50,7 @@ def _costs(rows: Rows) -> dict[str, str]:
         "memory-checkpoint": plain(unrolled["MiB"] / checkpoint["MiB"]),
         "time-store": plain(store["ms"] / unrolled["ms"]),
         "time-checkpoint": plain(checkpoint["ms"] / unrolled["ms"]),
+        "time-spread": plain((table["high"] / table["low"]).max()),
         "time-m5": plain(table.loc[HEUN[5], "ms"] / table.loc[HEUN[1], "ms"]),
         "shelf": percent(error[table["group"].isin(FLOW)].min()),
         "imaml": percent(error[IMAML[1, 5]]),
