@@ -42,9 +42,7 @@ def panels(found: pd.DataFrame) -> Figure:
                 look = {"ls": "--" if name == UNTRAINED else "-"}
                 _curve(axis, here[here["method"].eq(name)], COLOUR[name], **look)
                 dots = figure[figure["family"].eq(family) & figure["shots"].eq(shots) & figure["method"].eq(name)]
-                axis.plot(
-                    dots["step"], dots["published"], MARKER[name], color=COLOUR[name], ms=6, mec="white", mew=0.5, clip_on=False
-                )
+                axis.plot(dots["step"], dots["published"], MARKER[name], color=COLOUR[name], ms=6, mec="white", mew=0.5)
             if here.empty:
                 axis.text(0.5, 0.5, "no record", transform=axis.transAxes, ha="center", color="gray")
     _titled(axes)
@@ -72,7 +70,7 @@ def variants(table: pd.DataFrame, method: str = "A-MAML") -> Figure:
                     _curve(axis, here[here["method"].eq(UNTRAINED) & here["set"].eq(of)], BLACK, ls="--", label=UNTRAINED)
                     figure = theirs()
                     dots = figure[figure["family"].eq(family) & figure["shots"].eq(shots) & figure["method"].eq(method)]
-                    axis.plot(dots["step"], dots["published"], "o", color=colour, ms=6, mec="white", mew=0.5, clip_on=False)
+                    axis.plot(dots["step"], dots["published"], "o", color=colour, ms=6, mec="white", mew=0.5)
     _titled(axes)
     for axis, of in zip(axes[:, 0], ("support", "held-out"), strict=True):
         axis.set_ylabel(f"{method}, {of} points")
