@@ -1,4 +1,4 @@
-"""All cells of all evaluations: ``python -m experiments [--size NAME] [--only WORDS] [--force] [--list] [--jobs N]``.
+"""All cells of all evaluations: ``python -m experiments [--profile NAME] [--only WORDS] [--force] [--list] [--jobs N]``.
 
 Cells that have a record are not run again. So on a checkout with all records this does nothing, and an interrupted run goes on.
 """
