@@ -366,11 +366,11 @@ def test_rounding_is_amplified_in_few_curves_and_most_of_them_are_imamls(curves)
     assert len(found) == 96 and 0.9 < found["within"].mean() < 1
     by_method = tables.rounding_by_method(found)
     beyond = by_method["curves"] - by_method["within"]
-    assert (by_method["curves"] == 16).all() and beyond.idxmax() == "iMAML" and by_method["median"].max() < 1e-3
+    assert (by_method["curves"] == 16).all() and beyond.idxmax() == "iMAML" and by_method["median"].max() < 2e-3
     assert found.loc[
         found["method"].eq("MAML") & found["variant"].eq("released") & found["family"].eq("cosmixture"), "within"
     ].all()
-    assert found["apart"].max() > 0.1
+    assert found["apart"].max() > 0.1 and found.loc[found["d"].eq(2), "within"].all()
 
 
 def test_a_curve_is_within_the_tolerance_or_not(smoke):

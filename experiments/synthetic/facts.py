@@ -84,6 +84,7 @@ def of_rounding(table: pd.DataFrame, nudged: pd.DataFrame) -> dict[str, str]:
     names = [f"{name} {len(rows)}" for name, rows in beyond.groupby("method")]
     return {
         "tolerance": f"{TOLERANCE:.0%}", "rounding-within": share(found["within"]), "rounding-beyond": ", ".join(names) or "none",
+        "rounding-two-inputs": share(select(found, d=2)["within"]),
         "rounding-median": f"{found['apart'].median():.0e}", "rounding-largest": f"{found['apart'].max():.0%}",
     }  # fmt: skip
 
