@@ -14,7 +14,6 @@ from scipy import stats
 
 from amaml_core import DivergenceError
 from experiments import __main__ as runner
-from experiments.common import cells as cells_module
 from experiments.common import records
 from experiments.common.cells import Cell, deviation, durations, missing, run_cells
 from experiments.common.choosing import choose, chosen
@@ -175,7 +174,7 @@ def test_nothing_is_left_to_run_and_every_record_has_its_cell():
     planned = [cell for cell in runner.cells("full") if cell.evaluation != "recipe"]
     assert missing(planned) == []
     keys = {(cell.evaluation, *cell.key) for cell in runner.cells("full")}
-    found = {(name, *cells_module._key(record)) for name in runner.EVALUATIONS for record in records.read(name)}
+    found = {(name, *record.key) for name in runner.EVALUATIONS for record in records.read(name)}
     assert {key for key in found - keys if '"device": "cuda"' not in key[2]} == set()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import statistics
 import tempfile
@@ -57,7 +56,7 @@ class Cell:
     @property
     def key(self) -> tuple:
         """What its record is found by."""
-        return self.kind, json.dumps(self.settings, sort_keys=True), self.seed
+        return records.key(self.kind, self.settings, self.seed)
 
 
 def run(cell: Cell, scratch: Path) -> pd.DataFrame:
@@ -90,16 +89,17 @@ def live_rows(cells: Iterable[Cell]) -> dict[str, pd.DataFrame]:
 def missing(cells: Iterable[Cell], folder: Path = RESULTS) -> list[Cell]:
     """The cells that have no record."""
     cells = list(cells)
-    done = {e: {_key(r) for r in _records(e, folder)} for e in {cell.evaluation for cell in cells}}
-    return [cell for cell in cells if cell.key not in done[cell.evaluation]]
+    done = _standing(cells, folder)
+    return [cell for cell in cells if (cell.evaluation, *cell.key) not in done]
 
 
 def _records(evaluation: str, folder: Path) -> list[Record]:
     return records.read(evaluation, folder) if folder.is_dir() else []
 
 
-def _key(record: Record) -> tuple:
-    return record.kind, json.dumps(record.settings, sort_keys=True), record.seed
+def _standing(cells: Iterable[Cell], folder: Path) -> dict[tuple, Record]:
+    """All records of the cells' evaluations, by evaluation and key."""
+    return {(e, *record.key): record for e in {cell.evaluation for cell in cells} for record in _records(e, folder)}
 
 
 def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1) -> None:
@@ -109,7 +109,7 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
     already, the new one takes its place, and it is printed how far the two are apart.
     """
     known = durations(folder, todo)
-    stood = {(c.evaluation, *c.key): r for c in todo for r in _records(c.evaluation, folder) if _key(r) == c.key}
+    stood = _standing(todo, folder)
     scratch = folder / SCRATCH
     # A single process where one is enough: it compiles the steps once for all cells.
     pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", backend="sequential" if jobs == 1 else None)

@@ -76,9 +76,19 @@ class Record:
         datetime.fromisoformat(self.date)
 
     @property
+    def key(self) -> tuple:
+        """The cell that it belongs to."""
+        return key(self.kind, self.settings, self.seed)
+
+    @property
     def table(self) -> pd.DataFrame:
         """Its rows. A column of numbers of which some are missing has NaN there."""
         return pd.DataFrame({name: _column(values, self.rows) for name, values in self.columns.items()}, range(self.rows))
+
+
+def key(kind: str, settings: Mapping, seed: int) -> tuple:
+    """What cells and their records are found by; the order of the settings plays no part."""
+    return kind, json.dumps(settings, sort_keys=True), seed
 
 
 def new_record(
@@ -175,11 +185,10 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
     with _alone(folder):
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         whole = [old for old in lines if old.endswith("\n")]
-        same = [number for number, old in enumerate(whole) if _key(json.loads(old)) == _key(asdict(record))]
-        if same or len(whole) < len(lines):
-            whole = [old for number, old in enumerate(whole) if number not in same[1:]]
-            whole[same[0] if same else len(whole) :] = [line, *whole[same[0] + 1 :]] if same else [line]
-            write_beside(file, "".join(whole).encode())
+        stands = [_key_of(old) == record.key for old in whole]
+        if any(stands) or len(whole) < len(lines):
+            kept = [line if same else old for old, same in zip(whole, stands, strict=True)] + [line] * (not any(stands))
+            write_beside(file, "".join(kept).encode())
         else:
             with open(file, "ab") as end:
                 end.write(line.encode())
@@ -199,8 +208,9 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _key(content: Mapping) -> tuple:
-    return content["kind"], json.dumps(content["settings"], sort_keys=True), content["seed"]
+def _key_of(line: str) -> tuple:
+    content = json.loads(line)
+    return key(content["kind"], content["settings"], content["seed"])
 
 
 def rows(evaluation: str, kind: str, folder: Path = RESULTS, **wanted: object) -> pd.DataFrame:

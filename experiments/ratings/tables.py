@@ -5,7 +5,6 @@ Frames of rows: ``errors``, ``users`` and ``choice`` as :mod:`.run` makes them; 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from itertools import product
 
@@ -41,7 +40,7 @@ def state() -> pd.DataFrame:
     rows = {}
     for evaluation, every in (("ratings", settings.cells("full")), ("ratings_gap", gap_cells("full"))):
         wanted = {cell.key: cell.kind for cell in every}
-        found = [r for r in records.read(evaluation) if (r.kind, json.dumps(r.settings, sort_keys=True), r.seed) in wanted]
+        found = [r for r in records.read(evaluation) if r.key in wanted]
         for kind in dict.fromkeys(wanted.values()):
             mine = [r for r in found if r.kind == kind]
             rows[f"results/full/{evaluation}.jsonl", kind] = {
