@@ -10,19 +10,15 @@ import pandas as pd
 from amaml_core.metrics import Interval
 
 from ..common.claims import Claim, decide
-from ..common.statistics import Effect
-from .facts import BARE_LOOPS, BOTH, COPIED, LOOPS, MOMENTS, TWO_AND_THREE, Rows, change, others, span, standardisation_effect
+from ..common.statistics import Effect, below
+from ..common.tables import span
+from .facts import BARE_LOOPS, BOTH, COPIED, LOOPS, MOMENTS, TWO_AND_THREE, Rows, change, others, standardisation_effect
 from .settings import EXACT, PROXIMAL, UNTRAINED
 from .switches import INNER_ALONE, OUTER_ALONE, PAPER, RELEASED
 from .tables import ADAM, INNER, UNROLLED, by_cell, effect, one_each, read, spelled, trained_on
 
 ACCURATE = 0.02  # relative error of a meta-gradient
 SAME = 0.99  # cosine of two meta-gradients
-
-
-def below(found: Interval | Effect) -> bool:
-    """Whether an interval lies below zero."""
-    return found.mean + found.half_width < 0
 
 
 def holds_zero(found: Interval | Effect) -> bool:

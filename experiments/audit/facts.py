@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from ..common.statistics import Effect
+from ..common.tables import span
 from .settings import EXACT, PROXIMAL, SIZES, UNTRAINED
 from .switches import BARE, INNER_ALONE, OUTER_ALONE, PAPER, RELEASED, Switches, backward_loops, one_at_a_time
 from .tables import ADAM, INNER, UNROLLED, by_cell, effect, held_out, level, one_each, spelled, trained_on
@@ -24,13 +25,6 @@ COPIED = "released, without graph, copied"
 def others(base: Switches, other: Switches) -> dict[str, Switches]:
     """``base`` with one switch turned, those of the proximal terms aside."""
     return {name: wanted for name, wanted in one_at_a_time(base, other).items() if name not in PROXIMAL_SWITCHES}
-
-
-def span(values: Iterable[float], form: str = "{:.2f}") -> str:
-    """``0.11 to 0.92``: the smallest and the largest."""
-    found = list(values)
-    low, high = form.format(min(found)), form.format(max(found))
-    return low if low == high else f"{low} to {high}"
 
 
 def geometric(values: pd.Series) -> float:

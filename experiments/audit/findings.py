@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .facts import BARE_LOOPS, BOTH, COPIED, TWO_AND_THREE, Rows, change, span, standardisation_effect
+from ..common.tables import span
+from .facts import BARE_LOOPS, BOTH, COPIED, TWO_AND_THREE, Rows, change, standardisation_effect
 from .settings import EXACT, PROXIMAL
 from .switches import BARE, RELEASED, Switches
 from .tables import ADAM, INNER, UNROLLED, cell, level, number, select, trained_on, typical

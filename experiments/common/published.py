@@ -36,3 +36,15 @@ def published(evaluation: str, **wanted: object) -> pd.DataFrame:
         keep &= table[column].eq(value)
     found = table[keep].drop(columns="evaluation").reset_index(drop=True)
     return found.astype({"step": int}) if found["step"].notna().all() else found.drop(columns="step")
+
+
+def curves() -> pd.DataFrame:
+    """The published curves of fine-tuning: ``family``, ``shots``, ``method``, ``step`` (epoch), ``published``."""
+    table = published("synthetic").rename(columns={"data": "family", "value": "published"})
+    shots = table["shots"].str.split("–").str[0].astype(int)
+    return table.assign(shots=shots)[["family", "shots", "method", "step", "published"]]
+
+
+def falling(figure: pd.DataFrame) -> float:
+    """The distance (root mean square) of published curves from the best one that is the same for all methods and panels."""
+    return float((figure["published"] - figure.groupby("step")["published"].transform("mean")).pow(2).mean() ** 0.5)

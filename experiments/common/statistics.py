@@ -100,3 +100,8 @@ class Effect(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ± {self.half_width:.3f}"
+
+
+def below(found: Interval | Effect) -> bool:
+    """Whether an interval lies below zero."""
+    return found.mean + found.half_width < 0

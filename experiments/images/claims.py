@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from amaml_core.metrics import Interval
-
 from ..common.claims import Claim, decide
 from ..common.published import published
+from ..common.statistics import below
+from ..common.tables import span
 from .settings import EXACT, FIRST_ROWS, PUBLISHED, ROWS, SIZES
 from .tables import (
     PAPER_TASKS,
@@ -78,9 +78,9 @@ def facts(table: pd.DataFrame, choices: pd.DataFrame) -> dict[str, str]:
         "images-fomaml": said(difference(table, "FOMAML", "MAML"), signed=True),
         "images-fomaml-time": f"{100 * took['FOMAML'] / took['MAML']:.0f}",
         "images-fomaml-time-adjoint": f"{100 * took['FOMAML'] / took[BEST]:.0f}",
-        "images-slow": _span(-difference(table, row, "MAML").mean for row in SLOW),
+        "images-slow": span((-difference(table, row, "MAML").mean for row in SLOW), "{:.1f}"),
         "images-longer": f"{longest / SIZES['reduced'].updates:.0f}",
-        "images-added": _span(transduction(table, row).mean for row in ROWS),
+        "images-added": span((transduction(table, row).mean for row in ROWS), "{:.1f}"),
         "images-last": said(difference(table, "Reptile", "iMAML-HF", alone=True), signed=True),
         "images-first-step": f"{100 * first_step(table):.0f}",
         "images-beyond": f"{beyond(table):.1f}",
@@ -141,10 +141,10 @@ def conclusions(table: pd.DataFrame) -> list[Claim]:
     drawn = [
         ("A-MAML at T = 1.0 and MAML are one computation", "they have the same accuracy on every test task",
          f"different on {count}", [count == 0]),
-        ("A-MAML at T = 0.5 is behind MAML", by_zero, f"{said(short, signed=True)} %", [_below(short)]),
-        ("FOMAML is behind MAML after as many updates", by_zero, f"{said(first_order, signed=True)} %", [_below(first_order)]),
+        ("A-MAML at T = 0.5 is behind MAML", by_zero, f"{said(short, signed=True)} %", [below(short)]),
+        ("FOMAML is behind MAML after as many updates", by_zero, f"{said(first_order, signed=True)} %", [below(first_order)]),
         ("Reptile and both iMAML rows are behind FOMAML", f"{by_zero}, for each",
-         f"{said(behind[nearest], signed=True)} % ({nearest})", map(_below, behind.values())),
+         f"{said(behind[nearest], signed=True)} % ({nearest})", map(below, behind.values())),
         ("Transduction adds to every row", "the interval of what it adds, task by task, lies above 0, for each",
          f"{said(added[least], signed=True)} % ({least})", [found.mean > found.half_width for found in added.values()]),
         ("The order of the rows is the same without transduction", "no two rows change places",
@@ -157,10 +157,6 @@ def conclusions(table: pd.DataFrame) -> list[Claim]:
          f"at most {change:.1f} %", [change < 1]),
     ]  # fmt: skip
     return [Claim("images", claim, test, "–", ours, decide(outcomes), over(table, "MAML")) for claim, test, ours, outcomes in drawn]
-
-
-def _below(found: Interval) -> bool:
-    return found.mean + found.half_width < 0
 
 
 def differing(table: pd.DataFrame, row: str, other: str) -> int:
@@ -183,11 +179,6 @@ def beyond(table: pd.DataFrame) -> float:
 def order(table: pd.DataFrame, alone: bool) -> list[str]:
     """The rows, the most accurate first; of equals, the first of ``ROWS``."""
     return sorted(ROWS, key=lambda row: -accuracy(table, row, alone).mean)
-
-
-def _span(values: Iterable[float]) -> str:
-    listed = list(values)
-    return f"{min(listed):.1f} to {max(listed):.1f}"
 
 
 def _listed(names: list[str]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from ..common import scores
 from ..common.claims import Claim, decide
+from ..common.tables import NOT_RUN, span
 from .readings import common_fall, distances, floor, least_error, over_user_mean, relative_errors, spread
 from .settings import AGAIN, BARS, METHODS, SHOTS, SIZES, TABLES
 from .tables import COLUMNS, KEYS, choices, distinct, lost, means, paired, recorded, seen_in_choice, theirs, trained
@@ -43,8 +42,8 @@ def claims() -> list[Claim]:
             ("", "the quotient on the same users lies above 1, by its intervals over users and over seeds", ahead),
             (" by the published factor", "our quotient on the same users and the published one meet", meet),
         ):
-            ours = f"{_span(mine['quotient'], 3)}; so in {sum(outcomes)} of {len(outcomes)} columns"
-            published = _span(mine["published"], 2)
+            ours = f"{span(mine['quotient'], '{:.3f}', NOT_RUN)}; so in {sum(outcomes)} of {len(outcomes)} columns"
+            published = span(mine["published"], "{:.2f}", NOT_RUN)
             made.append(
                 Claim(
                     "ratings",
@@ -74,7 +73,7 @@ def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -
         ("No scale that all methods share turns our numbers into the published ones",
          f"with a scale of its own in every column the tables stay apart by more than {APART}, and most quotients of two "
          "methods do not meet",
-         f"{_span(spread(theirs(1)['value']), 1)} for FOMAML over A-MAML in Table 1",
+         f"{span(spread(theirs(1)['value']), '{:.1f}', NOT_RUN)} for FOMAML over A-MAML in Table 1",
          f"apart by factors of {floors[0]:.2f} and {floors[1]:.2f}; {pairs['meet'].sum()} of {len(pairs)} quotients meet",
          [min(floors) > APART, pairs["meet"].mean() < 0.5]),
         ("In Table 1 all methods but MAML have one fall, in Table 2 they do not",
@@ -92,11 +91,13 @@ def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -
          [rivals["sum"] >= 0.9 * rivals["count"], own["sum"] < own["count"] / 2]),
         ("No rival that came to an end with two seeds or more is behind A-MAML as the paper says",
          "none of our quotients on the same users meets the published one",
-         _span(whole["published"], 2), f"{_span(whole['quotient'], 3)}, {len(whole)} quotients", ~whole["meet"]),
+         span(whole["published"], "{:.2f}", NOT_RUN), f"{span(whole['quotient'], '{:.3f}', NOT_RUN)}, {len(whole)} quotients",
+         ~whole["meet"]),
         (f"At {MANY} shots A-MAML is ahead of FOMAML, by little",
          f"the quotient is between 1 and {1 + BEHIND}, and resolved over users in two thirds of the columns",
-         _span(ahead["published"], 2),
-         f"{_span(ahead['quotient'], 4)}, resolved in {by_users} of {len(ahead)} over users, in {by_seeds} over seeds",
+         span(ahead["published"], "{:.2f}", NOT_RUN),
+         f"{span(ahead['quotient'], '{:.4f}', NOT_RUN)}, resolved in {by_users} of {len(ahead)} over users, in {by_seeds} over "
+         "seeds",
          [ahead["quotient"].between(1, 1 + BEHIND).all(), by_users >= 2 / 3 * len(ahead)],
          "the rates of both are the smallest of their grids; a smaller one would have served FOMAML in Table 2 better"),
     ]  # fmt: skip
@@ -130,7 +131,7 @@ def facts(
         "ratings-beyond-better": f"{gains.gt(0).sum()} of {len(gains)}",
         "ratings-beyond-gain": f"{gains.max():.1f}",
         "ratings-beyond-who": f"{gains.idxmax()[1]} in Table {gains.idxmax()[0]}",
-        "ratings-distinct": _span(different, 0),
+        "ratings-distinct": span(different, "{:.0f}", NOT_RUN),
         "ratings-distinct-least": different.idxmin()[0],
         "ratings-seed-rows": f"{(~seeded.isin(BARS)).sum()}",
         "ratings-seed-methods": " and ".join(dict.fromkeys(seeded[~seeded.isin(BARS)])),
@@ -145,7 +146,7 @@ def facts(
         "ratings-imaml-columns": f"{len(late)} of {len(imaml)}",
         "ratings-imaml-behind": f"{100 * (late['quotient'].min() - 1):.0f} to {100 * (late['quotient'].max() - 1):.0f}",
         "ratings-imaml-seed": f"{100 * (imaml['largest'].max() - 1):.0f}",
-        "ratings-fomaml-behind": _span(100 * (ahead["quotient"] - 1), 1),
+        "ratings-fomaml-behind": span(100 * (ahead["quotient"] - 1), "{:.1f}", NOT_RUN),
         "ratings-worse": f"{worse.sum()} of {len(worse)}",
         "ratings-worse-methods": " and ".join(dict.fromkeys(worse[worse].index.get_level_values("method"))) or "none",
         "ratings-diverged-second": f"{lost['table'].eq(2).sum()}",
@@ -155,17 +156,12 @@ def facts(
         "ratings-again-either": f"{second['either'].sum()}",
         "ratings-again-change": f"{second['change'].max():.0f}",
         "ratings-near": f"{both.sum()} of {len(both)}",
-        "ratings-fit-low": _span(fitted.drop(["Reptile", "iMAML"]), 2),
-        "ratings-fit-imaml": _span(fitted["iMAML"], 2),
-        "ratings-fit-reptile": _span(fitted["Reptile"], 3),
+        "ratings-fit-low": span(fitted.drop(["Reptile", "iMAML"]), "{:.2f}", NOT_RUN),
+        "ratings-fit-imaml": span(fitted["iMAML"], "{:.2f}", NOT_RUN),
+        "ratings-fit-reptile": span(fitted["Reptile"], "{:.3f}", NOT_RUN),
         "ratings-maml-below": f"{bound.loc['MAML'].lt(1).sum()} of {bound.shape[1]}",
         "ratings-amaml-above": f"{bound.loc['A-MAML'].min():.0f} to {bound.loc['A-MAML'].max():.0f}",
     }
-
-
-def _span(values: Iterable[float], digits: int) -> str:
-    values = list(values)
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}" if values else "not run"
 
 
 def _over_user_mean(found: pd.DataFrame) -> pd.Series:

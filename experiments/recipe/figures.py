@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..common.plots import BLACK, COLOURS, MARKERS, SKY
+from ..common.plots import COLOURS, MARKERS, TITLES, band, dashes, legend, say_if_empty
 from .settings import FAMILIES, METHODS, SHOTS, UNTRAINED
 from .tables import VARIANTS, curves, theirs
 
-COLOUR = COLOURS | {"MAML-1": SKY, UNTRAINED: BLACK}
-MARKER = MARKERS | {"MAML-1": "P", UNTRAINED: "x"}
-TITLES = {"cosmixture": "CosMixture", "alpine": "Alpine"}
 PANELS = [(family, shots) for family in FAMILIES for shots in SHOTS]
-
-
-def _curve(axis: Axes, rows: pd.DataFrame, colour: str, **look: object) -> None:
-    rows = rows.sort_values("step")
-    axis.plot(rows["step"], rows["mean"], color=colour, lw=1.5, **look)
-    if rows["half"].notna().any():
-        axis.fill_between(rows["step"], rows["mean"] - rows["half"], rows["mean"] + rows["half"], color=colour, alpha=0.15, lw=0)
 
 
 def _titled(axes, top: float = 1.5) -> None:
@@ -39,20 +28,14 @@ def panels(found: pd.DataFrame) -> Figure:
         here = found[found["family"].eq(family) & found["shots"].eq(shots) & found["set"].eq("support")]
         for axis, names in ((axes[0, column], ("A-MAML", UNTRAINED)), (axes[1, column], (*METHODS[1:], UNTRAINED))):
             for name in names:
-                look = {"ls": "--" if name == UNTRAINED else "-"}
-                _curve(axis, here[here["method"].eq(name)], COLOUR[name], **look)
+                band(axis, here[here["method"].eq(name)], COLOURS[name], ls=dashes(name))
                 dots = figure[figure["family"].eq(family) & figure["shots"].eq(shots) & figure["method"].eq(name)]
-                axis.plot(dots["step"], dots["published"], MARKER[name], color=COLOUR[name], ms=6, mec="white", mew=0.5)
-            if here.empty:
-                axis.text(0.5, 0.5, "no record", transform=axis.transAxes, ha="center", color="gray")
+                axis.plot(dots["step"], dots["published"], MARKERS[name], color=COLOURS[name], ms=6, mec="white", mew=0.5)
+            say_if_empty(axis, here)
     _titled(axes)
     axes[0, 0].set_ylabel("error on the support set: A-MAML")
     axes[1, 0].set_ylabel("the other methods")
-    handles = [
-        plt.Line2D([], [], color=COLOUR[n], marker=MARKER[n], ls="--" if n == UNTRAINED else "-", label=n)
-        for n in (*METHODS, UNTRAINED)
-    ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=9)
+    legend(fig, (*METHODS, UNTRAINED))
     return fig
 
 
@@ -65,9 +48,15 @@ def variants(table: pd.DataFrame, method: str = "A-MAML") -> Figure:
         for column, (family, shots) in enumerate(PANELS):
             here = mine[mine["family"].eq(family) & mine["shots"].eq(shots)]
             for axis, of in zip(axes[:, column], ("support", "held-out"), strict=True):
-                _curve(axis, here[here["method"].eq(method) & here["set"].eq(of)], colour, label=variant)
+                band(axis, here[here["method"].eq(method) & here["set"].eq(of)], colour, label=variant)
                 if variant == "the recipe":
-                    _curve(axis, here[here["method"].eq(UNTRAINED) & here["set"].eq(of)], BLACK, ls="--", label=UNTRAINED)
+                    band(
+                        axis,
+                        here[here["method"].eq(UNTRAINED) & here["set"].eq(of)],
+                        COLOURS[UNTRAINED],
+                        ls=dashes(UNTRAINED),
+                        label=UNTRAINED,
+                    )
                     figure = theirs()
                     dots = figure[figure["family"].eq(family) & figure["shots"].eq(shots) & figure["method"].eq(method)]
                     axis.plot(dots["step"], dots["published"], "o", color=colour, ms=6, mec="white", mew=0.5)

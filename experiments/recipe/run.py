@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,28 +12,13 @@ import torch
 from torch import Tensor
 
 from amaml_core import Problem, Tasks, evaluate, metrics
-from amaml_core.evaluation import AdamAdaptation
 from amaml_core.meta import Method, Pullback
-from amaml_core.samplers import Alpine, CosMixture, PoolSampler, Standardisation, make_function_tasks
+from amaml_core.samplers import PoolSampler, Standardisation, make_function_tasks
 
 from ..common.cells import Cell, live_rows
 from ..common.training import generator, loss, meta_train, network, seeded
-from .settings import (
-    BATCH,
-    FAMILIES,
-    META_LR,
-    POINTS,
-    RATES,
-    SIZES,
-    UNTRAINED,
-    WEIGHT_DECAY,
-    Setting,
-    Size,
-    cells,
-    make_method,
-)  # fmt: skip
-
-FORMULAS = dict(zip(FAMILIES, (CosMixture(2, "released"), Alpine(2, "released")), strict=True))
+from ..synthetic.settings import TEST_ADAM, Data
+from .settings import BATCH, META_LR, POINTS, RATES, SIZES, UNTRAINED, Setting, Size, cells, make_method
 
 
 def proximal(u: Tensor, theta: Tensor, phi: Tensor | None) -> Tensor:
@@ -73,23 +58,23 @@ def make_problem(weight: float, compile: bool) -> Problem:
 
 
 @dataclass(frozen=True)
-class Data:
+class Pools:
     """Functions to train on, each with ``POINTS`` support and query points, and new ones to test on, in standardised units."""
 
     train: Tasks
     test: Tasks
 
 
-def load(family: str, shots: int, functions: int, seed: int) -> Data:
+def load(family: str, shots: int, functions: int, seed: int) -> Pools:
     """Training and test functions, standardised by the training functions alone; they depend on the seed, not on the method."""
-    formula = FORMULAS[family]
+    formula = Data(family, "released").functions()
     train = make_function_tasks(formula, functions, POINTS, POINTS, generator("recipe training", seed), torch.float64)
     test = make_function_tasks(formula, functions, shots, shots, generator("recipe test", seed), torch.float64)
     standardisation = Standardisation.fit(train)
-    return Data(standardisation.apply(train), standardisation.apply(test))
+    return Pools(standardisation.apply(train), standardisation.apply(test))
 
 
-def train(setting: Setting, size: Size, data: Data, seed: int) -> dict[int, Tensor]:
+def train(setting: Setting, size: Size, data: Pools, seed: int) -> dict[int, Tensor]:
     """The initialisations theta (P,) after so many updates; where nothing is trained, the initial one after none."""
     theta = Problem(seeded(network(2), seed).double(), loss).initial_parameters()
     if setting.method == UNTRAINED:
@@ -123,7 +108,7 @@ def curves(setting: Setting, size: Size, seed: int) -> pd.DataFrame:
     parts = []
     for updates, theta in train(setting, size, data, seed).items():
         for rate in RATES if updates in (0, size.snapshots[-1]) else RATES[:1]:
-            found = evaluate(AdamAdaptation(rate, WEIGHT_DECAY), make_problem(0.0, False), theta, data.test, metrics.rmse, steps)
+            found = evaluate(replace(TEST_ADAM, lr=rate), make_problem(0.0, False), theta, data.test, metrics.rmse, steps)
             groups = found.rename(columns={"query": "held-out"}).groupby("step")[["support", "held-out"]].agg(["mean", "sem"])
             wide = groups.stack(0, future_stack=True).rename_axis(["step", "set"]).reset_index().rename(columns={"sem": "se"})
             parts.append(wide.assign(updates=updates, rate=rate))

@@ -8,16 +8,13 @@ from amaml_core import AMAML, FOMAML, IMAML, Euler, GradientDescent, Reptile
 from amaml_core.meta import Method
 
 from ..common.cells import Cell
+from ..synthetic.settings import FAMILIES, METHODS, UNTRAINED
 
-METHODS = ("A-MAML", "MAML", "MAML-1", "iMAML", "FOMAML", "Reptile")
-UNTRAINED = "untrained"
-FAMILIES = ("cosmixture", "alpine")
 SHOTS = (50, 100)
 INNER_LR = META_LR = 0.01
 POINTS = 1000  # of a training function, of which each update draws as many as there are shots
 BATCH = 5
 RATES = (1e-3, 5e-4)  # of the test's Adam: the released one, and half of it
-WEIGHT_DECAY = 1e-6  # of the test's Adam
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..common.published import published
+from ..common.published import curves as theirs
+from ..common.published import falling
 from ..common.records import diverged, rows
 from ..common.statistics import over_seeds
-from ..common.tables import text
+from ..common.tables import span, text
 from .settings import FAMILIES, METHODS, RATES, UNTRAINED
 
 PANEL = ["family", "shots"]
@@ -30,12 +31,6 @@ def recorded() -> pd.DataFrame:
 def lost() -> pd.DataFrame:
     """The trainings that diverged, with their messages."""
     return diverged("recipe", "curves", size="full")
-
-
-def theirs() -> pd.DataFrame:
-    """The published curves: ``family``, ``shots``, ``method``, ``step`` (epoch), ``published``."""
-    table = published("synthetic").rename(columns={"data": "family", "value": "published"})
-    return table.assign(shots=table["shots"].str.split("–").str[0].astype(int))[[*PANEL, "method", "step", "published"]]
 
 
 def select(table: pd.DataFrame, variant: str = "the recipe", **wanted: object) -> pd.DataFrame:
@@ -182,22 +177,16 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
         s: distances(compared(found[found["set"].eq(s) & found["method"].eq("A-MAML")]), ["method"])
         for s in ("support", "held-out")
     }
-    figure = theirs()
-    falling = (figure["published"] - figure.groupby("step")["published"].transform("mean"))[figure["step"] > 0].pow(2).mean() ** 0.5
     shots, apart, near = more_shots(found, epoch), spread(found, epoch), stand_ins(table)
     near = near[near.index.get_level_values("method") != "A-MAML"].dropna() if len(near) else near
     above, baselines = above_untrained(found, epoch)
     return {
         **{s: text(gap["without epoch 0"].get("A-MAML"), digits=2) for s, gap in gaps.items()},
         **{f"support-{family}": text(families.get(family), digits=2) for family in FAMILIES},
-        "falling": text(falling, digits=2),
-        **{f"shots-{s}": _range(shots[s]) for s in ("published", "support", "held-out")},
-        **{f"spread-{s}": _range(apart[s]) if s in apart else "–" for s in ("published", "ours")},
+        "falling": text(falling(theirs().query("step > 0")), digits=2),
+        **{f"shots-{s}": span(shots[s]) for s in ("published", "support", "held-out")},
+        **{f"spread-{s}": span(apart[s]) if s in apart else "–" for s in ("published", "ours")},
         "above": str(above), "baselines": str(baselines),
         "half-rate": str(int(near["nearest"].str.endswith(f"rate {RATES[1]:g}").sum())) if len(near) else "–",
         "baseline-curves": str(len(near)),
     }  # fmt: skip
-
-
-def _range(values: pd.Series) -> str:
-    return f"{values.min():.2f} to {values.max():.2f}" if values.notna().any() else "–"

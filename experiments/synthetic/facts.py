@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..common.cells import TOLERANCE
+from ..common.plots import TITLES
+from ..common.tables import span
 from . import horizons
-from .figures import TITLES
 from .settings import METHODS, UNTRAINED
 from .tables import (
     above_untrained,
@@ -24,15 +25,6 @@ from .tables import (
     select,
     theirs,
 )
-
-
-def span(values: Iterable[float], digits: int = 2) -> str:
-    """``0.23 to 0.31``: the smallest and the largest value; one where both look the same, a dash where there is none."""
-    found = pd.Series(values, dtype=float).dropna()
-    if found.empty:
-        return "–"
-    low, high = f"{found.min():.{digits}f}", f"{found.max():.{digits}f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def share(outcomes: Iterable[bool]) -> str:
@@ -69,7 +61,8 @@ def of_curves(table: pd.DataFrame) -> dict[str, str]:
     return {
         "dome-200": span(select(dome, step=200)["mean"]), "dome-1000": span(select(dome, step=1000)["mean"]),
         "above": share([True] * count + [False] * (total - count)),
-        "best-epoch": span(turn["step"], 0), "best-error": span(turn["mean"]), "late-error": span(select(few, step=1000)["mean"]),
+        "best-epoch": span(turn["step"], "{:.0f}"), "best-error": span(turn["mean"]),
+        "late-error": span(select(few, step=1000)["mean"]),
         "six": span(six["mean"]), "shape": span(select(shape, step=1000)["mean"]),
         "learned": share(gain["resolved"] & gain["mean"].lt(0)), "gain": span(-hard(gain)["mean"]),
         "apart": span(apart), "winners": "; ".join(winners) or "–",
@@ -139,5 +132,5 @@ def of_horizons(table: pd.DataFrame) -> dict[str, str]:
         key = method.lower()
         found[f"early-{key}"] = span(select(early, method=method)[most])
         found[f"early-resolved-{key}"] = share(select(resolved, method=method)[most])
-        found |= {f"{where}-{key}": span([select(above, method=method)[where].max()], 3) for where in ("at", "beyond")}
+        found |= {f"{where}-{key}": span([select(above, method=method)[where].max()], "{:.3f}") for where in ("at", "beyond")}
     return found

@@ -5,39 +5,17 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..common.plots import BLACK, COLOURS, MARKERS, SKY
+from ..common.plots import COLOURS, MARKERS, TITLES, band, dashes, legend, say_if_empty
 from .settings import FAMILIES, UNTRAINED, VARIANTS
 from .tables import NAMES, theirs
 
-COLOUR = COLOURS | {"MAML-1": SKY, UNTRAINED: BLACK}
-MARKER = MARKERS | {"MAML-1": "P", UNTRAINED: "x"}
-TITLES = {"cosmixture": "CosMixture", "alpine": "Alpine"}
 FUNCTIONS = [(family, variant) for family in FAMILIES for variant in VARIANTS]
 
 
-def _curve(axis: Axes, rows: pd.DataFrame, colour: object, **look: object) -> None:
-    """The mean against the step, and its interval."""
-    rows = rows.sort_values("step")
-    axis.plot(rows["step"], rows["mean"], color=colour, lw=1.5, **look)
-    axis.fill_between(rows["step"], rows["mean"] - rows["half"], rows["mean"] + rows["half"], color=colour, alpha=0.12, lw=0)
-
-
 def _look(name: str) -> dict:
-    return {"colour": COLOUR[name], "ls": "--" if name == UNTRAINED else "-"}
-
-
-def _legend(fig: Figure) -> None:
-    """All methods below the figure, whether or not each has a record."""
-    lines = [plt.Line2D([], [], color=COLOUR[n], marker=MARKER[n], ls=_look(n)["ls"], label=n) for n in NAMES]
-    fig.legend(handles=lines, loc="outside lower center", ncols=len(NAMES), fontsize=9)
-
-
-def _say_if_empty(axis: Axes, rows: pd.DataFrame) -> None:
-    if rows.empty:
-        axis.text(0.5, 0.5, "no record", transform=axis.transAxes, ha="center", color="gray")
+    return {"colour": COLOURS[name], "ls": dashes(name)}
 
 
 def surfaces(instances: pd.DataFrame) -> Figure:
@@ -64,16 +42,16 @@ def panels(found: pd.DataFrame, variant: str, d: int = 2) -> Figure:
         for axis, label in zip(axes[:, column], ("held-out", "support"), strict=True):
             here = mine[mine["family"].eq(family) & mine["shots"].eq(points) & mine["set"].eq(label)]
             for name in NAMES:
-                _curve(axis, here[here["method"].eq(name)], **_look(name))
+                band(axis, here[here["method"].eq(name)], **_look(name))
             for name, one in dots.groupby("method"):
-                look = {"color": COLOUR[name], "mec": "white", "mew": 0.5, "clip_on": False}
-                axis.plot(one["step"], one["published"], MARKER[name], ms=6, **look)
-            _say_if_empty(axis, here)
+                look = {"color": COLOURS[name], "mec": "white", "mew": 0.5, "clip_on": False}
+                axis.plot(one["step"], one["published"], MARKERS[name], ms=6, **look)
+            say_if_empty(axis, here)
         axes[0, column].set_title(f"{TITLES[family]}, {points} shots", fontsize=10)
         axes[1, column].set_xlabel("Adam epochs")
     axes[0, 0].set(ylim=(0, 1.5), ylabel="nRMSE, held-out points")
     axes[1, 0].set_ylabel("nRMSE, support points")
-    _legend(fig)
+    legend(fig, NAMES)
     return fig
 
 
@@ -105,12 +83,12 @@ def own(found: pd.DataFrame, trained_steps: int = 50) -> Figure:
     for axis, (family, variant) in zip(axes, FUNCTIONS, strict=True):
         here = mine[mine["family"].eq(family) & mine["variant"].eq(variant)]
         for name in NAMES:
-            _curve(axis, here[here["method"].eq(name)], **_look(name), marker=MARKER[name], ms=4)
+            band(axis, here[here["method"].eq(name)], **_look(name), marker=MARKERS[name], ms=4)
         axis.axvline(trained_steps, color="gray", lw=1, ls=":")
         axis.set(xscale="symlog", xlabel="own inner steps", title=f"{TITLES[family]}, {variant}", ylim=(0, None))
-        _say_if_empty(axis, here)
+        say_if_empty(axis, here)
     axes[0].set_ylabel("nRMSE, held-out points")
-    _legend(fig)
+    legend(fig, NAMES)
     return fig
 
 
@@ -152,7 +130,7 @@ def horizons(found: pd.DataFrame) -> Figure:
             here = found[found["family"].eq(family) & found["variant"].eq(variant) & found["method"].eq(method)]
             for shade, k in zip(shades, steps, strict=True):
                 line = here[here["trained_steps"].eq(k)]
-                _curve(axis, line, shade, label=f"K = {k}")
+                band(axis, line, shade, label=f"K = {k}")
                 at = line[line["step"].eq(k)]
                 axis.plot(at["step"], at["mean"], "o", color=shade, ms=7, mec="white")
             rate = ", ".join(f"{value:g}" for value in here["inner_lr"].unique())

@@ -9,7 +9,8 @@ import pandas as pd
 
 from ..common import statistics
 from ..common.cells import TOLERANCE
-from ..common.published import published
+from ..common.published import curves as theirs
+from ..common.published import falling, published
 from ..common.records import rows
 from ..common.tables import text
 from .settings import METHODS, UNTRAINED, Choice, cells
@@ -48,12 +49,6 @@ def bands(found: pd.DataFrame) -> str:
     if seeds == [1]:
         return "95 % over test functions, since there is one training seed"
     return f"95 % by Student's t over {seeds[-1]} training seeds"
-
-
-def theirs() -> pd.DataFrame:
-    """The published curves: ``family``, ``shots``, ``method``, ``step`` (epoch), ``published``."""
-    table = published("synthetic").rename(columns={"data": "family", "value": "published"})
-    return table.assign(shots=table["shots"].str.split("–").str[0].astype(int))[[*PANEL, "method", "step", "published"]]
 
 
 def reading_error() -> float:
@@ -255,8 +250,7 @@ def guesses() -> tuple[float, float]:
     """The distances of two guesses that know little: the best constant, and the best curve that is the same for all methods and
     panels."""
     figure = theirs()
-    falling = figure["published"] - figure.groupby("step")["published"].transform("mean")
-    return float(figure["published"].std(ddof=0)), float((falling**2).mean() ** 0.5)
+    return float(figure["published"].std(ddof=0)), falling(figure)
 
 
 def above_untrained(table: pd.DataFrame, variant: str, family: str) -> tuple[int, int]:
