@@ -38,6 +38,6 @@ def choose(trials: Sequence[Any], score: Callable[[Any], float], best: Literal["
 
 def chosen(table: pd.DataFrame, kind: type, by: Sequence[str]) -> dict:
     """What records of choices chose, as settings of a kind, by the values of ``by``."""
-    names = list(kind.__dataclass_fields__)
+    names = [name for name in kind.__dataclass_fields__ if name in table]  # records may be older than a setting
     best = table[table["chosen"]].set_index(list(by))[names]
     return {key: kind(**{n: None if v != v else v for n, v in row.items()}) for key, row in best.to_dict("index").items()}

@@ -19,7 +19,7 @@ from ..common.cells import Cell, live_rows
 from ..common.choosing import choose
 from ..common.training import generator
 from .settings import FIRST_LOOK, FIRST_RECIPE, SIZES, TRIALS, Recipe, Size, cells, make_method
-from .training import adapt_all, make_problem, samplers, train, validate
+from .training import adapt_all, as_tested, keep_freed_memory, make_problem, samplers, train, validate
 
 
 def one_at_a_time(problem: Problem, u: Tensor, tasks: Tasks) -> Tensor:
@@ -65,14 +65,15 @@ def measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devic
     Returns:
         A row for each measurement: ``set`` (``"test"``, or ``"validation"`` for the learning curve), the meta ``update`` and the
         inner ``step`` after which it was made, whether each query image was shown ``alone``, the ``task``, and how many query
-        images were ``right``, ``of`` so many. ``data`` and ``training_seconds`` are the same in all rows.
+        images were ``right``, ``of`` so many. ``data`` and ``training_seconds`` are the same in all rows; ``seconds`` are those of
+        training until a point of the learning curve, where there is one.
 
     Raises:
         DivergenceError: training, or the inner loop on a task within the row's own number of steps.
     """
-    method, problem = make_method(row, recipe), make_problem(size, seed, device)
+    method, problem = as_tested(row, recipe), make_problem(size, seed, device)
     data = samplers(row, size, recipe, seed, device)
-    result, watch = train(method, problem, size, recipe, data, seed, checkpoint)
+    result, watch = train(row, problem, size, recipe, data, seed, checkpoint)
     own = recipe.test_steps
     # A Newton step costs about as much as fifteen others: none is measured beyond the row's own.
     most = own if isinstance(getattr(method, "inner", None), HessianFree) else max(*size.measured, own)
@@ -83,8 +84,10 @@ def measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devic
         count_right_alone(method, problem, result.theta, tasks, own).assign(alone=True),
     ]
     curve = [
-        _counted(pd.DataFrame({"update": update, "step": own, "task": range(len(found)), "accuracy": found}), of)
-        for update, found in watch.points
+        _counted(pd.DataFrame({"update": update, "step": own, "task": range(len(found)), "accuracy": found}), of).assign(
+            seconds=seconds
+        )
+        for update, found, seconds in watch.points
     ]
     table = pd.concat(
         [
@@ -93,7 +96,7 @@ def measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devic
         ],
         ignore_index=True,
     )
-    return table[["set", "update", "step", "alone", "task", "right"]].assign(
+    return table[["set", "update", "step", "alone", "task", "right", *(["seconds"] if curve else [])]].assign(
         of=of, data=data.description, training_seconds=round(watch.seconds, 3)
     )
 
@@ -106,13 +109,12 @@ def choice(row: str, size: Size, seed: int, device: torch.device) -> pd.DataFram
     """
 
     def score(trial: Recipe) -> float:
-        method, problem = make_method(row, trial), make_problem(size, seed, device)
-        data = samplers(row, size, trial, seed, device)
-        result, _ = train(method, problem, replace(size, measure_every=0, seconds=None), trial, data, seed)
+        problem, data = make_problem(size, seed, device), samplers(row, size, trial, seed, device)
+        result, _ = train(row, problem, replace(size, measure_every=0, seconds=None), trial, data, seed)
         tasks = data.validation(generator("validation", seed))
-        return validate(method, problem, result.theta, tasks, trial.test_steps).mean().item()
+        return validate(as_tested(row, trial), problem, result.theta, tasks, trial.test_steps).mean().item()
 
-    trials = [trial.at(size, size.trial_updates) for trial in TRIALS[row]]
+    trials = [trial.at(size, size.trial_updates) for trial in TRIALS[size.trials][row]]
     return choose(trials, score, best="highest").assign(validation_tasks=size.validation_tasks)
 
 
@@ -121,9 +123,11 @@ def run(cell: Cell, scratch: Path) -> pd.DataFrame:
     settings = cell.settings
     size, row = SIZES[settings["size"]], settings["row"]
     device = torch.device("cuda" if size.gpu and torch.cuda.is_available() else "cpu")
+    if size.cpu:
+        keep_freed_memory()
     if cell.kind == "choice":
         return choice(row, size, cell.seed, device)
-    recipe = Recipe(**{entry.name: settings[entry.name] for entry in fields(Recipe)})
+    recipe = Recipe(**{entry.name: settings[entry.name] for entry in fields(Recipe) if entry.name in settings})
     state = zlib.crc32(repr(size).encode())  # a checkpoint of another size is not gone on from
     return measure(row, size, recipe, cell.seed, device, scratch / f"{cell.name}.{state:08x}.safetensors")
 
@@ -146,7 +150,7 @@ def first_look(size: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     for row in wanted.rows:
         method, problem = make_method(row, recipe), make_problem(wanted, seed)
         data = samplers(row, wanted, recipe, seed)
-        result, _ = train(method, problem, wanted, recipe, data, seed)
+        result, _ = train(row, problem, wanted, recipe, data, seed)
         tasks = data.test(generator("test", seed))
         tested = count_right(method, problem, result.theta, tasks, wanted.measured)
         tests.append(tested.assign(row=row, of=wanted.way * wanted.query, update=len(result.history), data=data.description))

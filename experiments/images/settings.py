@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from amaml_core import AMAML, FOMAML, IMAML, MAML, Euler, GradientDescent, HessianFree, Reptile
+from amaml_core import AMAML, FOMAML, IMAML, MAML, RK4, Adam, Euler, GradientDescent, HessianFree, InnerLoop, Reptile, Store
 from amaml_core.meta import Method
 
 from ..common.cells import Cell
@@ -34,7 +34,10 @@ class Size:
         validation_tasks, test_tasks: how many.
         measured: numbers of inner steps at test time, beside the row's own.
         stand_in: classes of a stand-in for absent data; 0 where no stand-in will do.
+        trials: which of ``TRIALS``.
         gpu: whether it takes one.
+        cpu: whether it is made for one: tasks come one at a time, and neither the graphs of A-MAML's steps nor freed memory are
+            given back.
     """
 
     data: str = "omniglot"
@@ -54,7 +57,9 @@ class Size:
     test_tasks: int = 600
     measured: tuple[int, ...] = MEASURED
     stand_in: int = 0
+    trials: str = "reduced"
     gpu: bool = False
+    cpu: bool = False
 
     @property
     def validates(self) -> bool:
@@ -71,7 +76,16 @@ SIZES = {
     "omniglot": Size(way=20, filters=64, batch=16, updates=60_000, gpu=True),
     "mini-imagenet": Size(data="mini-imagenet", query=15, pooled=True, updates=60_000, gpu=True),
 }
-FULL = ("reduced", "omniglot", "mini-imagenet")  # the sizes of ``full``
+# The paper's tasks and networks, with updates that two cores can do.
+_CPU = Size(updates=2500, equal_budget=True, trial_updates=150, measure_every=250, measured=(0, 1, 2, 3, 5, 10, 20), cpu=True)
+SIZES |= {
+    "cpu-omniglot": replace(_CPU, way=20, filters=64, trials="cpu-omniglot"),
+    "cpu-mini-imagenet": replace(
+        _CPU, data="mini-imagenet", pooled=True, updates=1000, trial_updates=100, measure_every=200, trials="cpu-mini-imagenet"
+    ),
+}
+CPU = ("cpu-omniglot", "cpu-mini-imagenet")
+FULL = ("reduced", *CPU, "omniglot", "mini-imagenet")  # the sizes of ``full``
 
 # The first look: three methods that share all settings, of which none was chosen.
 FIRST_ROWS = ("A-MAML", "MAML", "FOMAML")
@@ -93,6 +107,9 @@ class Recipe:
         test_steps: inner steps in test; ``None`` for as many as in training.
         regularization: iMAML's λ.
         batch, updates: of the outer loop, where its paper says so; ``None`` for those of the size.
+        solver: ``"RK4"``, whose steps cost four gradients; or ``"Adam"``, Reptile as its authors have it: Adam without momentum
+            inside, and a meta step that falls from 1 to 0. ``None`` for gradient descent.
+        minibatch: support images of a step in training; ``None`` for all.
     """
 
     steps: int
@@ -101,10 +118,14 @@ class Recipe:
     regularization: float | None = None
     batch: int | None = None
     updates: int | None = None
+    solver: str | None = None
+    minibatch: int | None = None
 
     def __str__(self) -> str:
         """In words: ``5 steps of 0.1``; what is left to the size is left out."""
-        parts = [f"{self.steps} Newton steps" if self.inner_lr is None else f"{self.steps} steps of {self.inner_lr:.2g}"]
+        kind = "Newton " * (self.inner_lr is None) + (f"{self.solver} " if self.solver else "")
+        parts = [f"{self.steps} {kind}steps" + (f" of {self.inner_lr:.2g}" if self.inner_lr else "")]
+        parts += [f"{self.minibatch} images each"] if self.minibatch else []
         parts += [f"{self.test_steps} in test"] if self.test_steps not in (None, self.steps) else []
         parts += [f"λ = {self.regularization:g}"] if self.regularization else []
         parts += [f"{self.batch} tasks"] if self.batch else []
@@ -116,23 +137,51 @@ class Recipe:
         steps = self.test_steps or self.steps
         return replace(self, test_steps=steps, batch=batch or size.batch, updates=updates or own or size.updates)
 
+    def settings(self) -> dict[str, object]:
+        """As settings of a cell: what few recipes have is left out of the others."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in ("solver", "minibatch")}
+
 
 FIRST_RECIPE = Recipe(5)
-# Three trials for each row at the reduced size, around the setting of its own paper for 20 characters. A-MAML's horizon is given
-# by its row, so it chooses how many steps resolve it.
-TRIALS: dict[str, tuple[Recipe, ...]] = {
-    "MAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
-    "FOMAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
-    "Reptile": (Recipe(10, 0.05, 50), Recipe(10, 0.1, 50), Recipe(10, 0.2, 50)),
-    "iMAML-GD": tuple(Recipe(16, 0.1, regularization=weight) for weight in (0.5, 2.0, 8.0)),
-    "iMAML-HF": tuple(Recipe(3, None, regularization=weight) for weight in (0.5, 2.0, 8.0)),
-    "A-MAML, T=0.5": tuple(Recipe(k, 0.5 / k) for k in (3, 5, 10)),
-    "A-MAML, T=1.0": tuple(Recipe(k, 1.0 / k) for k in (5, 10, 20)),
+# The trials of each row, around the setting of its own paper: as many for all rows of a size. A-MAML's horizon is given by its row,
+# so it chooses how that is resolved; at the sizes for a CPU by shorter steps than MAML's, so that no two rows are one computation.
+TRIALS: dict[str, dict[str, tuple[Recipe, ...]]] = {
+    "reduced": {
+        "MAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
+        "FOMAML": (Recipe(5, 0.05), Recipe(5, 0.1), Recipe(5, 0.2)),
+        "Reptile": (Recipe(10, 0.05, 50), Recipe(10, 0.1, 50), Recipe(10, 0.2, 50)),
+        "iMAML-GD": tuple(Recipe(16, 0.1, regularization=weight) for weight in (0.5, 2.0, 8.0)),
+        "iMAML-HF": tuple(Recipe(3, None, regularization=weight) for weight in (0.5, 2.0, 8.0)),
+        "A-MAML, T=0.5": tuple(Recipe(k, 0.5 / k) for k in (3, 5, 10)),
+        "A-MAML, T=1.0": tuple(Recipe(k, 1.0 / k) for k in (5, 10, 20)),
+    },
+    "cpu-omniglot": {
+        "MAML": (Recipe(5, 0.1), Recipe(5, 0.4)),
+        "FOMAML": (Recipe(5, 0.1), Recipe(5, 0.4)),
+        "Reptile": tuple(Recipe(10, lr, 50, solver="Adam", minibatch=20) for lr in (1e-3, 3e-3)),
+        "iMAML-GD": tuple(Recipe(16, 0.1, regularization=weight) for weight in (0.1, 0.5)),
+        "iMAML-HF": tuple(Recipe(3, None, regularization=weight) for weight in (0.5, 2.0)),
+        "A-MAML, T=0.5": (Recipe(10, 0.05), Recipe(3, 0.5 / 3, solver="RK4")),
+        "A-MAML, T=1.0": (Recipe(20, 0.05), Recipe(5, 0.2, solver="RK4")),
+    },
+    "cpu-mini-imagenet": {
+        "MAML": (Recipe(5, 0.01, 10), Recipe(5, 0.05, 10)),
+        "FOMAML": (Recipe(5, 0.01, 10), Recipe(5, 0.05, 10)),
+        "Reptile": tuple(Recipe(8, lr, 50, solver="Adam", minibatch=10) for lr in (1e-3, 3e-3)),
+        "iMAML-GD": tuple(Recipe(10, 0.05, regularization=weight) for weight in (0.1, 0.5)),
+        "iMAML-HF": tuple(Recipe(3, None, regularization=weight) for weight in (0.5, 2.0)),
+        "A-MAML, T=0.5": (Recipe(10, 0.05), Recipe(3, 0.5 / 3, solver="RK4")),
+        "A-MAML, T=1.0": (Recipe(20, 0.05), Recipe(5, 0.2, solver="RK4")),
+    },
 }
 # What differs between the trials of a row.
 GRIDS = {row: "regularization" if "iMAML" in row else "steps" if "A-MAML" in row else "inner_lr" for row in ROWS}
 # The number of the trial with the highest validation accuracy, by the records of the choices; a test compares.
-CHOSEN = {"MAML": 2, "FOMAML": 2, "Reptile": 2, "iMAML-GD": 0, "iMAML-HF": 1, "A-MAML, T=0.5": 0, "A-MAML, T=1.0": 0}
+CHOSEN = {
+    "reduced": dict(zip(ROWS, (2, 2, 2, 0, 1, 0, 0), strict=True)),
+    "cpu-omniglot": dict.fromkeys(ROWS, 0),
+    "cpu-mini-imagenet": dict.fromkeys(ROWS, 0),
+}
 # The settings of the rows' own papers as far as they are known and as our methods have them: gradient descent in Reptile's inner
 # loop where its authors have Adam, three Newton steps, an inner rate for iMAML. A-MAML's own are not known.
 PUBLISHED: dict[str, dict[str, Recipe]] = {
@@ -152,19 +201,26 @@ PUBLISHED: dict[str, dict[str, Recipe]] = {
 
 def recipe(row: str, size: Size) -> Recipe:
     """The row's recipe at a size, complete: chosen among the trials where something is chosen, else published for its data."""
-    found = TRIALS[row][CHOSEN[row]] if size.trial_updates else PUBLISHED[size.data][row]
+    found = TRIALS[size.trials][row][CHOSEN[size.trials][row]] if size.trial_updates else PUBLISHED[size.data][row]
     return found.at(size)
 
 
-def make_method(row: str, recipe: Recipe) -> Method:
-    """The method of a row. A-MAML takes Euler steps, so that at T = 0.5 in 5 steps it is MAML by another way."""
+def make_method(row: str, recipe: Recipe, graphs: bool = False) -> Method:
+    """The method of a row. Where A-MAML takes Euler steps, it is at T = 0.5 in 5 steps MAML by another way.
+
+    Args:
+        graphs: A-MAML keeps those of its steps, as MAML does.
+    """
     lr, steps, weight = recipe.inner_lr, recipe.steps, recipe.regularization
     if row == "iMAML-GD":
         return IMAML(GradientDescent(lr, steps), weight, cg_steps=5, on_negative_curvature="truncate")
     if row == "iMAML-HF":
         return IMAML(HessianFree(cg_steps=5, steps=steps), weight, cg_steps=5, on_negative_curvature="truncate")
     if row.startswith("A-MAML"):
-        return AMAML(lr * steps, Euler(steps))
+        solver = {None: Euler, "RK4": RK4}[recipe.solver](steps)
+        return AMAML(lr * steps, solver, Store(graphs=steps if graphs else 0))
+    if recipe.solver == "Adam":
+        return Reptile(lr, solver=Adam(steps, beta1=0.0), inner=InnerLoop(minibatch=recipe.minibatch))
     return {"MAML": MAML, "FOMAML": FOMAML, "Reptile": Reptile}[row](lr, steps)
 
 
@@ -178,9 +234,10 @@ def cells(size: str, seed: int | None = None) -> list[Cell]:
 def _cells(name: str, seed: int | None) -> list[Cell]:
     size = SIZES[name]
     choices = [
-        {"size": name, "row": row, "updates": size.trial_updates, "trials": "; ".join(map(str, TRIALS[row]))} for row in size.rows
+        {"size": name, "row": row, "updates": size.trial_updates, "trials": "; ".join(map(str, TRIALS[size.trials][row]))}
+        for row in size.rows
     ]
-    trained = [{"size": name, "row": row} | asdict(recipe(row, size)) for row in size.rows]
+    trained = [{"size": name, "row": row} | recipe(row, size).settings() for row in size.rows]
     return [
         *(Cell("images", "choice", settings, 0) for settings in choices if size.trial_updates),
         *(Cell("images", "accuracy", settings, s) for settings in trained for s in (size.seeds if seed is None else (seed,))),

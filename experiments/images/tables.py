@@ -211,11 +211,13 @@ def report_rows() -> pd.DataFrame:
 
 
 def edges(choices: pd.DataFrame) -> pd.DataFrame:
-    """For each ``row`` what its trials differ in (``setting``), the ``chosen`` value, the ``lowest`` and ``highest`` on offer, and
-    whether the chosen one is at an ``edge`` (``"lowest"``, ``"highest"``, or ``""``): then a longer grid may do better."""
+    """For each ``row`` with more than two trials what these differ in (``setting``), the ``chosen`` value, the ``lowest`` and
+    ``highest`` on offer, and whether the chosen one is at an ``edge`` (``"lowest"``, ``"highest"``, or ``""``): then a longer grid
+    may do better."""
     found = []
-    for row in (row for row in ROWS if not choices.empty and row in set(choices["row"])):
-        mine = choices[choices["row"].eq(row)]
+    for row, mine in _by_row(choices).items():
+        if len(mine) < 3:
+            continue
         values, setting = mine[GRIDS[row]], GRIDS[row]
         value = values[mine["chosen"].astype(bool)].item()
         edge = "lowest" if value == values.min() else "highest" if value == values.max() else ""
@@ -230,19 +232,25 @@ def at_edge(choices: pd.DataFrame, edge: str, setting: str) -> list[str]:
 
 
 def trials(choices: pd.DataFrame) -> pd.DataFrame:
-    """A row for each row: its trials with their validation accuracy in per cent, which was chosen, and at which edge that lies."""
+    """A row for each row: its trials with their validation accuracy in per cent, which was chosen, and, of more than two, at which
+    edge that lies."""
     marks = edges(choices).set_index("row")
     found = {}
-    for row in marks.index:
-        mine = choices[choices["row"].eq(row)]
+    for row, mine in _by_row(choices).items():
         words = [str(_trial(trial)) for _, trial in mine.iterrows()]
         scores = ["diverged" if pd.isna(score) else f"{100 * score:.1f}" for score in mine["score"]]
         found[row] = {f"trial {n}": f"{w}: {s}" for n, (w, s) in enumerate(zip(words, scores, strict=True), 1)}
         found[row]["chosen"] = words[mine["chosen"].astype(bool).tolist().index(True)]
-        found[row]["edge of the grid"] = f"{marks.edge[row]} {SETTINGS[marks.setting[row]]}" if marks.edge[row] else "–"
+        if row in marks.index:
+            found[row]["edge of the grid"] = f"{marks.edge[row]} {SETTINGS[marks.setting[row]]}" if marks.edge[row] else "–"
     return pd.DataFrame(found).T
 
 
+def _by_row(choices: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {} if choices.empty else {row: choices[choices["row"].eq(row)] for row in ROWS if row in set(choices["row"])}
+
+
 def _trial(trial: pd.Series) -> Recipe:
-    number = {name: None if pd.isna(trial[name]) else trial[name] for name in ("inner_lr", "regularization")}
-    return Recipe(int(trial["steps"]), number["inner_lr"], regularization=number["regularization"])
+    names = ("inner_lr", "regularization", "solver", "minibatch")
+    given = {name: trial[name] for name in names if name in trial and pd.notna(trial[name])}
+    return Recipe(int(trial["steps"]), **({"inner_lr": None} | given))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from amaml_core.tasks import Tasks
 from amaml_core.training import FitResult
 
 from ..common.training import generator, image_network, seeded
-from .settings import META_LR, Recipe, Size
+from .settings import META_LR, Recipe, Size, make_method
 
 SAVE_EVERY_SECONDS = 30.0  # as fit saves its checkpoint
 
@@ -74,10 +75,23 @@ def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
 
 
 def make_problem(size: Size, seed: int, device: torch.device | str = "cpu") -> Problem:
-    """The network of a size with cross entropy; compiled on a GPU."""
+    """The network of a size with cross entropy; compiled on a GPU, one task at a time at the sizes for a CPU."""
     model = seeded(image_network(size.filters, size.way, 1 if size.data == "omniglot" else 3, size.pooled), seed)
     # 25 test tasks at once fit any memory.
-    return Problem(model.to(device), nn.functional.cross_entropy, compile=torch.device(device).type == "cuda", chunk_size=25)
+    chunk = 1 if size.cpu else 25
+    return Problem(model.to(device), nn.functional.cross_entropy, compile=torch.device(device).type == "cuda", chunk_size=chunk)
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed, for the rest of the process. By default it gives large tensors back to the system, and
+    convolutions spend a quarter of their time on getting them anew. Says whether the library could be told (glibc alone can)."""
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    no_mapping, never_trim = set_option(-4, 0), set_option(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    return bool(no_mapping and never_trim)
 
 
 def adapt_all(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, steps: int) -> Tensor:
@@ -110,7 +124,7 @@ class Watch:
 
     Attributes:
         seconds: of training so far.
-        points: ``(meta update, accuracies of the validation tasks)``.
+        points: ``(meta update, accuracies of the validation tasks, seconds of training until then)``.
         updates: after how many the training ends.
     """
 
@@ -135,7 +149,7 @@ class Watch:
         every = self._size.measure_every
         if due := every and (number % every == 0 or number == self.updates):
             earlier = [point for point in self.points if point[0] < number]  # after an interrupt some updates are taken again
-            self.points = [*earlier, (number, self._measure(step.theta).tolist())]
+            self.points = [*earlier, (number, self._measure(step.theta).tolist(), round(self.seconds, 3))]
         if due or over or time.monotonic() - self._saved > SAVE_EVERY_SECONDS:
             self.save()
         if over:
@@ -149,7 +163,7 @@ class Watch:
 
 
 def train(
-    method: Method, problem: Problem, size: Size, recipe: Recipe, data: Samplers, seed: int, checkpoint: Path | None = None
+    row: str, problem: Problem, size: Size, recipe: Recipe, data: Samplers, seed: int, checkpoint: Path | None = None
 ) -> tuple[FitResult, Watch]:
     """Meta-train a row by its complete recipe.
 
@@ -159,14 +173,25 @@ def train(
     Raises:
         DivergenceError: an update is not finite, or the inner loop on a validation task.
     """
-    measure = None
+    method, measure = make_method(row, recipe, size.cpu), None
     if size.measure_every:
-        tasks = data.validation(generator("validation", seed))
-        measure = lambda theta: validate(method, problem, theta, tasks, recipe.test_steps)  # noqa: E731
+        tasks, tested = data.validation(generator("validation", seed)), as_tested(row, recipe)
+        measure = lambda theta: validate(tested, problem, theta, tasks, recipe.test_steps)  # noqa: E731
     watch = Watch(size, recipe.updates, measure, checkpoint and checkpoint.with_suffix(".json"))
-    adam = partial(torch.optim.Adam, lr=META_LR)
+    optimizer, scheduler = partial(torch.optim.Adam, lr=META_LR), None
+    if recipe.solver == "Adam":
+        optimizer = partial(torch.optim.SGD, lr=1.0)
+        scheduler = partial(torch.optim.lr_scheduler.PolynomialLR, total_iters=recipe.updates)
     try:
-        found = fit(method, problem, data.train, watch.updates, adam, checkpoint, seed, progress=False, callbacks=[watch])
+        found = fit(
+            method, problem, data.train, watch.updates, optimizer, checkpoint, seed, progress=False, callbacks=[watch],
+            scheduler=scheduler,
+        )  # fmt: skip
     finally:
         watch.save()
     return found, watch
+
+
+def as_tested(row: str, recipe: Recipe) -> Method:
+    """The method as it adapts in tests: to all support images in every step."""
+    return make_method(row, replace(recipe, minibatch=None))

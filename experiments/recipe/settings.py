@@ -78,13 +78,13 @@ def make_method(setting: Setting) -> Method:
 
 
 def settings(size: str) -> list[tuple[Setting, int]]:
-    """All trainings of a size with their seeds, those that say most first: the recipe; then without proximal terms, with more
-    inner steps, and with Adam outside."""
+    """All trainings of a size with their seeds, those that say most first: the recipe; then, with the fewer shots alone, without
+    proximal terms, with Adam outside, and with more inner steps."""
     many, some = SIZES[size].seeds
     found = []
     for changed, seeds in (({}, many), ({"weight": 0.0}, some), ({"outer": "Adam"}, some), ({"steps": 200}, some)):
         for seed in range(seeds):
-            for shots in SHOTS:
+            for shots in SHOTS[:1] if changed else SHOTS:
                 for family in FAMILIES:
                     for method in (*METHODS, *([UNTRAINED] if not changed else [])):
                         found.append((Setting(family=family, shots=shots, method=method, **changed), seed))
