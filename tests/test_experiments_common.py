@@ -90,6 +90,12 @@ def test_an_infinite_number_is_no_result():
         new_record("a", {}, 0, table(value=[1.0, float("inf")]), 1.0)
 
 
+@pytest.mark.parametrize("name", ["rate", "seed", "machine"])
+def test_a_column_does_not_hide_behind_a_setting_of_its_name(name):
+    with pytest.raises(ValueError, match=rf"\['{name}'\] both as settings and as columns"):
+        new_record("a", {"rate": 0.1}, 0, pd.DataFrame({name: [1.0], "error": [2.0]}), 1.0)
+
+
 # ----------------------------------------------------------------------------------------------------------------- cells
 
 

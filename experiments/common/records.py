@@ -71,6 +71,8 @@ class Record:
         for pattern in (v for v in self.columns.values() if isinstance(v, dict)):
             if set(pattern) != {"values", "each"} or self.rows % (len(pattern["values"]) * pattern["each"]):
                 raise ValueError(f"a record of {self.rows} rows has a column of the pattern {pattern}")
+        if twice := {*self.settings, "seed", "machine"} & set(self.columns):
+            raise ValueError(f"a record has {sorted(twice)} both as settings and as columns: rename one of each pair")
         if self.duration < 0:
             raise ValueError(f"a record's duration is in seconds, not {self.duration}")
         datetime.fromisoformat(self.date)

@@ -234,7 +234,7 @@ def cells(size: str, seed: int | None = None) -> list[Cell]:
 def _cells(name: str, seed: int | None) -> list[Cell]:
     size = SIZES[name]
     choices = [
-        {"size": name, "row": row, "updates": size.trial_updates, "trials": "; ".join(map(str, TRIALS[size.trials][row]))}
+        {"size": name, "row": row, "trial_updates": size.trial_updates, "trials": "; ".join(map(str, TRIALS[size.trials][row]))}
         for row in size.rows
     ]
     trained = [{"size": name, "row": row} | recipe(row, size).settings() for row in size.rows]
