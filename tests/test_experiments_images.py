@@ -21,7 +21,7 @@ from experiments.common.choosing import chosen
 from experiments.common.published import published
 from experiments.common.statistics import seed_interval
 from experiments.common.training import generator, image_network
-from experiments.images import claims, figures, settings, tables
+from experiments.images import claims, figures, settings, speed, tables
 from experiments.images import run as running
 from experiments.images.settings import (
     CHOSEN,
@@ -65,7 +65,7 @@ def cell(row, kind="accuracy"):
 def test_every_published_row_has_a_cell_at_every_size_and_those_for_a_gpu_are_left_to_one(monkeypatch):
     for data, task in tables.PAPER_TASKS.items():
         assert set(published("images", source="table", data=data, shots=task)["method"]) == set(ROWS) == set(PUBLISHED[data])
-    for gpu, count in ((True, 3 * 14 + 2 * 7), (False, 3 * 14)):
+    for gpu, count in ((True, 3 * 14 + 2 + 2 * 7), (False, 3 * 14 + 2)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         cells = settings.cells("full")
         assert len(cells) == count and len({c.name for c in cells}) == count
@@ -128,6 +128,17 @@ def test_reptile_as_its_authors_have_it_takes_adam_and_minibatches_and_a_meta_st
     # Before a batch norm the gradient of a bias is nothing but rounding, which Adam makes as large as any other.
     assert (found.theta - theta).norm() < 0.1 * (theta - start).norm()
     assert as_tested("Reptile", recipe).inner.minibatch is None  # a test task may have fewer images than a minibatch
+
+
+def test_an_update_is_timed_by_every_way_and_its_operations_are_counted():
+    tiny = replace(SIZES["cpu-omniglot"], way=2, query=1, filters=4, batch=2)
+    found = speed.speed(tiny).set_index(["method", "way"])
+    assert (found > 0).all().all() and len(found) in (7, 14) and torch.get_num_threads() >= 1
+    gflop = found["gflop"].xs("one task at a time", level="way")
+    # An exact gradient takes the derivative of each step, and without its graph the step itself once more.
+    assert gflop["FOMAML"] < gflop["MAML"] < gflop["A-MAML, T=0.5"]
+    kept = found["gflop"]["A-MAML, T=0.5", "with the graphs of the steps kept"]
+    assert kept == pytest.approx(gflop["MAML"], rel=0.02)
 
 
 def test_freed_memory_is_kept_where_the_library_can_be_told():

@@ -27,7 +27,7 @@ from .records import RESULTS, Record, new_record
 # is compiled anew, or on another processor, may round otherwise, and training amplifies that.
 TOLERANCE = 0.01
 SCRATCH = ".scratch"  # beside the records: checkpoints of cells that are under way, named after them
-CLOCK = ("seconds", "training_seconds", "low", "high", "load")  # columns that differ from one run to the next
+CLOCK = ("seconds", "training_seconds", "low", "high", "load", "peak")  # columns that differ from one run to the next
 Run = Callable[["Cell", Path], pd.DataFrame]  # the cell, a folder for its checkpoints -> tidy rows
 
 

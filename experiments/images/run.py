@@ -19,6 +19,7 @@ from ..common.cells import Cell, live_rows
 from ..common.choosing import choose
 from ..common.training import generator
 from .settings import FIRST_LOOK, FIRST_RECIPE, SIZES, TRIALS, Recipe, Size, cells, make_method
+from .speed import speed
 from .training import adapt_all, as_tested, keep_freed_memory, make_problem, samplers, train, validate
 
 
@@ -121,7 +122,9 @@ def choice(row: str, size: Size, seed: int, device: torch.device) -> pd.DataFram
 def run(cell: Cell, scratch: Path) -> pd.DataFrame:
     """The rows of one cell; its training goes on from a checkpoint in ``scratch``."""
     settings = cell.settings
-    size, row = SIZES[settings["size"]], settings["row"]
+    size, row = SIZES[settings["size"]], settings.get("row")
+    if cell.kind == "speed":
+        return speed(size)
     device = torch.device("cuda" if size.gpu and torch.cuda.is_available() else "cpu")
     if size.cpu:
         keep_freed_memory()
