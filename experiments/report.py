@@ -81,7 +81,7 @@ def claims() -> list[Claim]:
     peaks = efficiency.tables.normalised(efficiency.tables.recorded("bytes"))
     return [
         *tradeoff.claims.claims(), *recipe.claims.claims(recipe.tables.recorded()), *synthetic.claims.claims(),
-        *ratings.claims.claims(), *images.claims.recorded_claims(), *efficiency.claims.claims(cpu, peaks), *audit.claims.claims(),
+        *ratings.claims.claims(), *images.beside.recorded_claims(), *efficiency.claims.claims(cpu, peaks), *audit.claims.claims(),
     ]  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _ratings() -> Iterator[Row]:
 
 
 def _images() -> Iterator[Row]:
-    found = images.tables.report_rows()
+    found = images.beside.report_rows()
     for line in published("images", source="table").itertuples(index=False):
         ours = found.loc[(line.data, line.method)]
         yield _row(

@@ -21,7 +21,7 @@ from experiments.common.choosing import chosen
 from experiments.common.published import published
 from experiments.common.statistics import seed_interval
 from experiments.common.training import generator, image_network
-from experiments.images import claims, figures, settings, speed, tables
+from experiments.images import beside, claims, figures, settings, speed, tables
 from experiments.images import run as running
 from experiments.images.settings import (
     CHOSEN,
@@ -246,13 +246,50 @@ def test_numbers_in_the_prose_come_from_the_records(reduced, choices):
     assert theirs["images-omniglot-a-maml-t-1-0"] == "96.79 ± 0.34" and theirs["images-five-way-least"] == "97.68"
 
 
-def test_claims_of_the_paper_are_decided_at_its_own_size_alone(reduced):
-    nothing = {data: pd.DataFrame() for data in tables.PAPER_TASKS}
-    found = claims.claims(nothing, reduced)
-    assert {c.verdict for c in found} == {"not run"} and len(found) == 3
-    assert found[0].published == "+0.99 ± 0.45 %" and "reduced size +0.0 ± 0.0 %" in found[0].note
-    as_if = claims.claims({"omniglot": reduced, "mini-imagenet": pd.DataFrame()}, reduced)
+NOTHING = dict.fromkeys(tables.PAPER_TASKS, pd.DataFrame())
+
+
+def as_at_a_cpu_size(reduced):
+    """Rows as of a size for a CPU: those of the reduced size, with a learning curve of which each point took a minute."""
+    curve = reduced[reduced["step"].eq(reduced["test_steps"]) & ~reduced["alone"].astype(bool)]
+    points = [curve.assign(set="validation", update=100 * n, seconds=60.0 * n) for n in (1, 2, 3)]
+    slow = pd.concat(points)
+    slow["seconds"] *= np.where(slow["row"].eq("FOMAML"), 1, 2)
+    return pd.concat([reduced, slow], ignore_index=True)
+
+
+def test_claims_of_the_paper_are_decided_at_its_own_size_or_else_after_fewer_updates_and_say_so(reduced):
+    found = beside.claims(NOTHING, NOTHING)
+    assert {c.verdict for c in found} == {"not run"} and len(found) == 3 and {c.note for c in found} == {""}
+    assert found[0].published == "+0.99 ± 0.45 %"
+    as_if = beside.claims(NOTHING | {"omniglot": reduced}, NOTHING)
     assert [c.verdict for c in as_if] == ["does not hold", "holds", "not run"]
+    assert as_if[0].note == "600 tasks of 1 training seed"
+    fewer = beside.claims(NOTHING, NOTHING | {"omniglot": reduced})
+    assert [c.verdict for c in fewer] == [c.verdict for c in as_if]
+    assert fewer[0].note.startswith("after 2,500 updates, where the paper has 60,000; ")
+
+
+def test_the_table_beside_the_papers_says_how_many_updates_a_number_has(reduced, monkeypatch):
+    found = beside.at_paper_size(NOTHING, NOTHING | {"omniglot": reduced})
+    assert found["omniglot", "ours, 2,500 updates"]["MAML"] == tables.said(tables.accuracy(reduced, "MAML"))
+    assert set(found["omniglot", "ours, full size"]) == {"not run"} == set(found["mini-imagenet", "ours, 1,000 updates"])
+    monkeypatch.setattr(beside, "small", lambda: NOTHING | {"omniglot": reduced})
+    rows = beside.report_rows()
+    assert rows.loc[[("omniglot", "Reptile")]]["note"].item() == "the same task and network, 2,500 updates instead of 60,000"
+    assert rows.loc[[("omniglot", "MAML")]]["mean"].item() == tables.accuracy(reduced, "MAML").mean
+
+
+def test_rows_are_compared_at_equal_updates_and_at_equal_time(reduced):
+    found = beside.at_equal_time(as_at_a_cpu_size(reduced))
+    assert found["updates"].eq(300).all() and found["seconds an update"]["FOMAML"] == pytest.approx(0.6)
+    then = found["updates in 3 min"]
+    assert then["FOMAML"] == 300 and then.drop("FOMAML").eq(100).all() and list(found.index) == list(ROWS)
+    assert found["accuracy after them"]["MAML"] == pytest.approx(tables.accuracy(reduced, "MAML").mean)
+    assert beside.at_equal_time(pd.DataFrame()).empty
+    left, right = figures.learning({"Omniglot": as_at_a_cpu_size(reduced)}).axes
+    assert [line.get_label() for line in left.lines] == list(ROWS) and right.lines[1].get_xdata().tolist() == [1, 2, 3]
+    assert figures.learning(NOTHING).axes
 
 
 # ------------------------------------------------------------------------------------------------------------- intervals
@@ -278,7 +315,6 @@ def test_an_interval_is_over_tasks_for_one_seed_and_over_seeds_for_more(reduced)
 def test_tables_without_records_say_so():
     nothing = pd.DataFrame()
     assert (tables.reduced(nothing)["with transduction"] == "not run").all()
-    assert (tables.at_paper_size({data: nothing for data in tables.PAPER_TASKS})["omniglot", "ours"] == "not run").all()
     assert tables.edges(nothing).empty and tables.trials(nothing).empty and tables.curve(nothing).empty
     assert figures.reduced(nothing).axes
 

@@ -5,7 +5,11 @@ Chapters "Few-shot characters, first look" and "Few-shot images, seven rows" sho
 - ``accuracy``: a row is trained and tested. How many query images are right, for each test task and number of inner steps, with
   transduction and without; where the size asks for it, also the learning curve on validation tasks. Those of the paper's own sizes
   take hours of a GPU and may be cut off at any time: the next call goes on from a checkpoint that is at most half a minute old.
-- ``choice``: a row's three trials, each a short training that is judged on validation characters.
+- ``choice``: a row's trials, each a short training that is judged on tasks of validation classes.
+- ``speed``: what an update costs on a CPU, by each of the ways that made it cheaper.
+
+The sizes whose names begin with ``cpu`` have the paper's tasks and networks, and fewer updates: a row takes one to two hours of one
+core, and may be cut off as well.
 
 With the same release and processor a training repeats to the bit. With other rounding, single precision through batch norm soon
 takes another course. In the cell that was compared (A-MAML, T=0.5) two thirds of the tasks then had another accuracy, and the mean
@@ -14,8 +18,8 @@ evaluations, row by row, does not hold here.
 """
 
 from ..common.training import image_network
-from . import claims, figures, settings, tables
+from . import beside, claims, figures, settings, tables
 from .run import first_look, live, one_at_a_time
 from .training import samplers
 
-__all__ = ["claims", "figures", "first_look", "image_network", "live", "one_at_a_time", "samplers", "settings", "tables"]
+__all__ = ["beside", "claims", "figures", "first_look", "image_network", "live", "one_at_a_time", "samplers", "settings", "tables"]

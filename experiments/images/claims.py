@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from ..common.claims import Claim, decide
-from ..common.published import published
 from ..common.statistics import below
 from ..common.tables import span
+from .beside import BEST
 from .settings import EXACT, FIRST_ROWS, PUBLISHED, ROWS, SIZES
 from .tables import (
-    PAPER_TASKS,
     accuracy,
     at_edge,
     curve,
@@ -26,13 +23,10 @@ from .tables import (
     own_steps,
     paper,
     percent,
-    recorded,
     said,
     transduction,
 )
 
-BEST = "A-MAML, T=1.0"  # the paper's best row of its own
-NAMES = {"omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
 SLOW = ("Reptile", "iMAML-GD", "iMAML-HF")
 
 
@@ -88,42 +82,6 @@ def facts(table: pd.DataFrame, choices: pd.DataFrame) -> dict[str, str]:
         "images-edge-steps": _listed(at_edge(choices, "lowest", "steps")),
         "images-edge-weight": _listed(at_edge(choices, "lowest", "regularization")),
     }
-
-
-def claims(tables: Mapping[str, pd.DataFrame], reduced: pd.DataFrame) -> list[Claim]:
-    """What the paper's table says of A-MAML at T = 1.0, against MAML and the best of the others, where it says that it is ahead.
-
-    Args:
-        tables: recorded rows of each of ``PAPER_TASKS``.
-        reduced: those of the reduced size, which are no test of these claims; a note has what they say.
-    """
-    found = []
-    for data, task in PAPER_TASKS.items():
-        theirs = published("images", source="table", data=data, shots=task).set_index("method")
-        best = theirs.loc[[row for row in ROWS if not row.startswith("A-MAML")], "value"].idxmax()
-        ahead = [row for row in dict.fromkeys(["MAML", best]) if theirs.loc[row, "value"] < theirs.loc[BEST, "value"]]
-        for row in ahead:
-            ours, small = difference(tables[data], BEST, row), difference(reduced, BEST, row)
-            apart = theirs.loc[BEST, "value"] - theirs.loc[row, "value"]
-            half = np.hypot(theirs.loc[BEST, "error"], theirs.loc[row, "error"])  # as if the two were independent
-            told = small is not None and (data, row) == ("omniglot", "MAML")
-            found.append(
-                Claim(
-                    "images",
-                    f"{NAMES[data]}, {task}: A-MAML at T = 1.0 is more accurate than {row}",
-                    "at this size the interval of the difference, task by task, lies above 0",
-                    f"{apart:+.2f} ± {half:.2f} %",
-                    said(ours, "", signed=True),
-                    decide([] if ours is None else [ours.mean > ours.half_width]),
-                    f"at the reduced size {said(small, signed=True)} %, {over(reduced, BEST)}" if told else "",
-                )  # fmt: skip
-            )
-    return found
-
-
-def recorded_claims() -> list[Claim]:
-    """:func:`claims` of the records."""
-    return claims({data: recorded("accuracy", data) for data in PAPER_TASKS}, recorded("accuracy", "reduced"))
 
 
 def conclusions(table: pd.DataFrame) -> list[Claim]:

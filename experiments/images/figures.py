@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -40,6 +42,23 @@ def first_look(table: pd.DataFrame, history: pd.DataFrame, way: int) -> Figure:
     right.axhline(100 / way, color="black", lw=1, ls="--", label="guessing")
     right.set(xlabel="inner steps at test time", ylabel="accuracy on new characters (%)", ylim=(0, 100))
     right.legend(loc="lower right")
+    return fig
+
+
+def learning(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Learning curves on validation tasks, over updates and over minutes of training; a line of charts for each data set."""
+    fig, axes = plt.subplots(len(tables), 2, figsize=(10, 3.6 * len(tables)), layout="constrained", sharey="row", squeeze=False)
+    for (name, table), (left, right) in zip(tables.items(), axes, strict=True):
+        seen = percent(table[table["set"].eq("validation")]) if len(table) else pd.DataFrame({"row": []})
+        for row in (row for row in ROWS if row in set(seen["row"])):
+            points = seen[seen["row"].eq(row)].groupby("update")[["accuracy", "seconds"]].mean()
+            colour, marker = LOOKS[row]
+            left.plot(points["accuracy"], color=colour, marker=marker, ms=4, lw=1.5, label=row)
+            right.plot(points["seconds"] / 60, points["accuracy"], color=colour, marker=marker, ms=4, lw=1.5)
+        left.set(title=name, xlabel="meta updates", ylabel="accuracy (%)")
+        right.set(title=name, xlabel="minutes of training on one core")
+        if left.lines:
+            left.legend(fontsize=7, ncols=2)
     return fig
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import pandas as pd
@@ -14,7 +14,7 @@ from ..common import records
 from ..common.published import published
 from ..common.statistics import seed_interval
 from ..common.tables import NOT_RUN
-from .settings import FIRST_ROWS, FULL, GRIDS, PUBLISHED, ROWS, SIZES, Recipe
+from .settings import FIRST_ROWS, GRIDS, PUBLISHED, ROWS, SIZES, Recipe
 
 PAPER_TASKS = {"omniglot": "20-way 1-shot", "mini-imagenet": "5-way 1-shot"}
 FIVE_WAY = "Rajeswaran et al. 2019"  # iMAML's own paper, which also quotes the other rows
@@ -92,21 +92,6 @@ def cautious(tables: Mapping[str, pd.DataFrame]) -> str:
     return f"95 % intervals over {'; '.join(words)}" + (", and not over training seeds" if one else "")
 
 
-def at_paper_size(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The paper's table with ours beside it.
-
-    Args:
-        tables: recorded rows of each of ``PAPER_TASKS``.
-    """
-    found = {}
-    for data in PAPER_TASKS:
-        missing = {row: "diverged" if row in lost(data) else NOT_RUN for row in ROWS}
-        found[data, "paper"] = paper(data)
-        for alone, name in ((False, "ours"), (True, "ours, one at a time")):
-            found[data, name] = {row: said(accuracy(tables[data], row, alone), missing[row]) for row in ROWS}
-    return pd.DataFrame(found).reindex(list(ROWS))
-
-
 def paper(data: str) -> dict[str, str]:
     """The paper's accuracies in per cent, by row."""
     table = published("images", source="table", data=data, shots=PAPER_TASKS[data]).set_index("method")
@@ -119,11 +104,11 @@ def five_way() -> dict[str, str]:
     return {line.method: f"{line.value:g} ± {line.error:g}" for line in table.itertuples()}
 
 
-def sizes() -> pd.DataFrame:
-    """A column for each size of the full evaluation, a row for each of its attributes that are not the same in all."""
-    table = pd.DataFrame({name: asdict(SIZES[name]) for name in FULL})
+def sizes(names: Sequence[str]) -> pd.DataFrame:
+    """A column for each of some sizes, a row for each of their attributes that are not the same in all."""
+    table = pd.DataFrame({name: asdict(SIZES[name]) for name in names})
     different = table.apply(lambda values: len({str(v) for v in values}) > 1, axis=1)
-    return table[different & (table.index != "gpu")]
+    return table[different & ~table.index.isin(["gpu", "cpu", "trials"])]
 
 
 def recipes() -> pd.DataFrame:
@@ -189,22 +174,6 @@ def first_look(table: pd.DataFrame, steps: int) -> pd.DataFrame:
         found[row] = {"meta updates": mine["update"].iloc[0], "before adapting": zero, f"after {steps} steps": own}
         found[row]["intervals over"] = f"{mine['task'].nunique()} tasks of 1 training seed"
     return pd.DataFrame(found).T.rename_axis("accuracy (%)")
-
-
-def report_rows() -> pd.DataFrame:
-    """For each published accuracy what the records say, by data and row: ``mean``, ``half``, what the interval is ``over``, a
-    ``note``, and whether the row ``diverged``."""
-    rows, small = {}, recorded("accuracy", "reduced")
-    for data in PAPER_TASKS:
-        table, gone = recorded("accuracy", data), lost(data)
-        for row in ROWS:
-            found, less = accuracy(table, row), accuracy(small, row) if data == "omniglot" else None
-            notes = ["needs a GPU for hours"] * (found is None) + [f"Omniglot 5-way, reduced: {said(less)}"] * (less is not None)
-            rows[data, row] = {
-                "mean": found and found.mean, "half": found and found.half_width, "over": over(table, row) if found else "",
-                "note": "; ".join(notes), "diverged": row in gone,
-            }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # ------------------------------------------------------------------------------------------------------------- choices
