@@ -12,7 +12,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all bench full data data-images html notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all bench full data data-images images-gpu html notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -65,6 +65,9 @@ data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 
 data-images: $(READY)  ## prepare the image data sets too (large)
 	@$(PY) -m data_scripts --images
+
+images-gpu: $(READY)  ## what the image cells need on a machine with a GPU, in parts, into _gpu
+	@$(PY) -m tools.images_gpu pack
 
 notebooks: $(READY)  ## run every chapter at PROFILE, into _runs/PROFILE
 	+@$(MAKE) --no-print-directory -k -j$(JOBS) PROFILE=$(PROFILE) $(RUNS)

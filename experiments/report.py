@@ -81,7 +81,8 @@ def claims() -> list[Claim]:
     peaks = efficiency.tables.normalised(efficiency.tables.recorded("bytes"))
     return [
         *tradeoff.claims.claims(), *recipe.claims.claims(recipe.tables.recorded()), *synthetic.claims.claims(),
-        *ratings.claims.claims(), *images.beside.recorded_claims(), *efficiency.claims.claims(cpu, peaks), *audit.claims.claims(),
+        *ratings.claims.claims(), *images.beside.claims(images.beside.everything()), *efficiency.claims.claims(cpu, peaks),
+        *audit.claims.claims(),
     ]  # fmt: skip
 
 

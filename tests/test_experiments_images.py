@@ -63,9 +63,9 @@ def cell(row, kind="accuracy"):
 
 
 def test_every_published_row_has_a_cell_at_every_size_and_those_for_a_gpu_are_left_to_one(monkeypatch):
-    for data, task in tables.PAPER_TASKS.items():
+    for data, task in settings.PAPER_TASKS.items():
         assert set(published("images", source="table", data=data, shots=task)["method"]) == set(ROWS) == set(PUBLISHED[data])
-    for gpu, count in ((True, 3 * 14 + 2 + 2 * 7), (False, 3 * 14 + 2)):
+    for gpu, count in ((True, 3 * 14 + 2 + 4 * 7), (False, 3 * 14 + 2)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         cells = settings.cells("full")
         assert len(cells) == count and len({c.name for c in cells}) == count
@@ -246,7 +246,7 @@ def test_numbers_in_the_prose_come_from_the_records(reduced, choices):
     assert theirs["images-omniglot-a-maml-t-1-0"] == "96.79 ± 0.34" and theirs["images-five-way-least"] == "97.68"
 
 
-NOTHING = dict.fromkeys(tables.PAPER_TASKS, pd.DataFrame())
+NOTHING = dict.fromkeys([size for sizes in settings.SIZES_OF.values() for size in sizes], pd.DataFrame())
 
 
 def as_at_a_cpu_size(reduced):
@@ -258,23 +258,27 @@ def as_at_a_cpu_size(reduced):
     return pd.concat([reduced, slow], ignore_index=True)
 
 
-def test_claims_of_the_paper_are_decided_at_its_own_size_or_else_after_fewer_updates_and_say_so(reduced):
-    found = beside.claims(NOTHING, NOTHING)
+def test_claims_of_the_paper_are_decided_after_the_most_updates_that_there_are_and_say_how_many(reduced):
+    found = beside.claims(NOTHING)
     assert {c.verdict for c in found} == {"not run"} and len(found) == 3 and {c.note for c in found} == {""}
     assert found[0].published == "+0.99 ± 0.45 %"
-    as_if = beside.claims(NOTHING | {"omniglot": reduced}, NOTHING)
-    assert [c.verdict for c in as_if] == ["does not hold", "holds", "not run"]
-    assert as_if[0].note == "600 tasks of 1 training seed"
-    fewer = beside.claims(NOTHING, NOTHING | {"omniglot": reduced})
-    assert [c.verdict for c in fewer] == [c.verdict for c in as_if]
-    assert fewer[0].note.startswith("after 2,500 updates, where the paper has 60,000; ")
+    full = beside.claims(NOTHING | {"omniglot": reduced})
+    assert [c.verdict for c in full] == ["does not hold", "holds", "not run"]
+    assert full[0].note == "600 tasks of 1 training seed"
+    for size, count in (("gpu-omniglot", "10,000"), ("cpu-omniglot", "2,500")):
+        fewer = beside.claims(NOTHING | {size: reduced})
+        assert [c.verdict for c in fewer] == [c.verdict for c in full]
+        assert fewer[0].note.startswith(f"after {count} updates, where the paper has 60,000; ")
+    some = reduced[reduced["row"].eq("MAML")]
+    assert beside.best_size(NOTHING | {"omniglot": some, "cpu-omniglot": reduced}, "omniglot", "MAML", "FOMAML") == "cpu-omniglot"
 
 
 def test_the_table_beside_the_papers_says_how_many_updates_a_number_has(reduced, monkeypatch):
-    found = beside.at_paper_size(NOTHING, NOTHING | {"omniglot": reduced})
-    assert found["omniglot", "ours, 2,500 updates"]["MAML"] == tables.said(tables.accuracy(reduced, "MAML"))
-    assert set(found["omniglot", "ours, full size"]) == {"not run"} == set(found["mini-imagenet", "ours, 1,000 updates"])
-    monkeypatch.setattr(beside, "small", lambda: NOTHING | {"omniglot": reduced})
+    found = beside.at_paper_size(NOTHING | {"cpu-omniglot": reduced})
+    assert found["omniglot", "ours"]["MAML"] == tables.said(tables.accuracy(reduced, "MAML"))
+    assert found["omniglot", "updates"]["iMAML-GD"] == "2,500 of 20,000"
+    assert set(found["mini-imagenet", "ours"]) == {"not run"} and set(found["mini-imagenet", "updates"]) == {"–"}
+    monkeypatch.setattr(beside, "everything", lambda: NOTHING | {"cpu-omniglot": reduced})
     rows = beside.report_rows()
     assert rows.loc[[("omniglot", "Reptile")]]["note"].item() == "the same task and network, 2,500 updates instead of 60,000"
     assert rows.loc[[("omniglot", "MAML")]]["mean"].item() == tables.accuracy(reduced, "MAML").mean
@@ -289,7 +293,7 @@ def test_rows_are_compared_at_equal_updates_and_at_equal_time(reduced):
     assert beside.at_equal_time(pd.DataFrame()).empty
     left, right = figures.learning({"Omniglot": as_at_a_cpu_size(reduced)}).axes
     assert [line.get_label() for line in left.lines] == list(ROWS) and right.lines[1].get_xdata().tolist() == [1, 2, 3]
-    assert figures.learning(NOTHING).axes
+    assert figures.learning({"Omniglot": pd.DataFrame()}).axes
 
 
 # ------------------------------------------------------------------------------------------------------------- intervals

@@ -1,4 +1,4 @@
-"""The paper's table with ours beside it: at its full size where that has been run, else after fewer updates of the same task."""
+"""The paper's table with ours beside it: the same tasks and networks, after as many updates as have been run."""
 
 from __future__ import annotations
 
@@ -10,48 +10,44 @@ import pandas as pd
 from ..common.claims import Claim, decide
 from ..common.published import published
 from ..common.tables import NOT_RUN
-from .settings import CPU, PUBLISHED, ROWS, SIZES
-from .tables import PAPER_TASKS, accuracy, difference, lost, over, paper, percent, recorded, said
+from .settings import PAPER_TASKS, PUBLISHED, ROWS, SIZES, SIZES_OF
+from .tables import accuracy, difference, final, lost, over, paper, percent, recorded, said
 
-SMALL = dict(zip(PAPER_TASKS, CPU, strict=True))  # the size for a CPU with the task and the network of each data set
 BEST = "A-MAML, T=1.0"  # the paper's best row of its own
 NAMES = {"omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
+Tables = Mapping[str, pd.DataFrame]  # rows by size, for each size with the task and the network of the paper
 
 
-def small() -> dict[str, pd.DataFrame]:
-    """The recorded rows after fewer updates, of each data set."""
-    return {data: recorded("accuracy", size) for data, size in SMALL.items()}
+def everything() -> dict[str, pd.DataFrame]:
+    """The recorded accuracies of all ``SIZES_OF``."""
+    return {size: recorded("accuracy", size) for sizes in SIZES_OF.values() for size in sizes}
 
 
-def full() -> dict[str, pd.DataFrame]:
-    """The recorded rows of the full size, of each data set."""
-    return {data: recorded("accuracy", data) for data in PAPER_TASKS}
+def best_size(tables: Tables, data: str, *rows: str) -> str:
+    """The size with the most updates at which all these rows have been run; the smallest if there is none."""
+    sizes = SIZES_OF[data]
+    return next((size for size in sizes if all(len(final(tables[size], row)) for row in rows)), sizes[-1])
 
 
-def updates(data: str, row: str) -> tuple[int, int]:
-    """How many meta updates the row takes at the size for a CPU, and how many its own paper does."""
-    return SIZES[SMALL[data]].updates, PUBLISHED[data][row].updates or SIZES[data].updates
+def updates(size: str, row: str) -> tuple[int, int]:
+    """How many meta updates the row takes at a size, and how many its own paper does."""
+    full = SIZES[size].data
+    own = PUBLISHED[full][row].updates or SIZES[full].updates
+    return (own if size == full else SIZES[size].updates), own
 
 
-def at_paper_size(full: Mapping[str, pd.DataFrame], small: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Accuracies (%): the paper's, ours after fewer updates with transduction and without, and ours at the full size.
-
-    Args:
-        full, small: rows of each of ``PAPER_TASKS``, as :func:`full` and :func:`small` give them.
-    """
+def at_paper_size(tables: Tables) -> pd.DataFrame:
+    """Accuracies (%) by row: the paper's, ours with transduction and without, and after how many updates; of each data set."""
     found = {}
     for data in PAPER_TASKS:
-        fewer = f"ours, {SIZES[SMALL[data]].updates:,} updates"
+        sizes = {row: best_size(tables, data, row) for row in ROWS}
+        missing = {row: "diverged" if row in lost(size) else NOT_RUN for row, size in sizes.items()}
         found[data, "paper"] = paper(data)
-        found[data, fewer] = _column(small[data], SMALL[data])
-        found[data, f"{fewer}, one at a time"] = _column(small[data], SMALL[data], alone=True)
-        found[data, "ours, full size"] = _column(full[data], data)
+        for alone, name in ((False, "ours"), (True, "ours, one at a time")):
+            found[data, name] = {row: said(accuracy(tables[sizes[row]], row, alone), missing[row]) for row in ROWS}
+        counts = {row: "{:,} of {:,}".format(*updates(sizes[row], row)) for row in ROWS}
+        found[data, "updates"] = {row: counts[row] if len(final(tables[sizes[row]], row)) else "–" for row in ROWS}
     return pd.DataFrame(found).reindex(list(ROWS))
-
-
-def _column(table: pd.DataFrame, size: str, alone: bool = False) -> dict[str, str]:
-    gone = lost(size)
-    return {row: said(accuracy(table, row, alone), "diverged" if row in gone else NOT_RUN) for row in ROWS}
 
 
 def at_equal_time(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,39 +82,33 @@ def at_equal_time(table: pd.DataFrame) -> pd.DataFrame:
 def report_rows() -> pd.DataFrame:
     """For each published accuracy what the records say, by data and row: ``mean``, ``half``, what the interval is ``over``, a
     ``note``, and whether the row ``diverged``."""
-    rows, whole, less = {}, full(), small()
+    rows, tables = {}, everything()
     for data in PAPER_TASKS:
         for row in ROWS:
-            table, size, note = whole[data], data, ""
-            if accuracy(table, row) is None:
-                ours, theirs = updates(data, row)
-                table, size, note = less[data], SMALL[data], f"the same task and network, {ours:,} updates instead of {theirs:,}"
-            found, gone = accuracy(table, row), row in lost(size)
+            size = best_size(tables, data, row)
+            found, gone = accuracy(tables[size], row), row in lost(size)
+            note = "" if size == data else "the same task and network, {:,} updates instead of {:,}".format(*updates(size, row))
             rows[data, row] = {
-                "mean": found and found.mean, "half": found and found.half_width, "over": over(table, row) if found else "",
-                "note": note if found or gone else "needs hours", "diverged": gone,
+                "mean": found and found.mean, "half": found and found.half_width, "diverged": gone,
+                "over": over(tables[size], row) if found else "", "note": note if found or gone else "needs hours",
             }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def claims(full: Mapping[str, pd.DataFrame], small: Mapping[str, pd.DataFrame]) -> list[Claim]:
+def claims(tables: Tables) -> list[Claim]:
     """What the paper's table says of A-MAML at T = 1.0, against MAML and the best of the others, where it says that it is ahead.
-
-    Args:
-        full, small: rows of each of ``PAPER_TASKS``. Fewer updates decide where the full size has not been run, and a note says so.
-    """
+    The most updates that both have decide; a note says how many, where the paper has more."""
     found = []
     for data, task in PAPER_TASKS.items():
         theirs = published("images", source="table", data=data, shots=task).set_index("method")
         best = theirs.loc[[row for row in ROWS if not row.startswith("A-MAML")], "value"].idxmax()
         ahead = [row for row in dict.fromkeys(["MAML", best]) if theirs.loc[row, "value"] < theirs.loc[BEST, "value"]]
         for row in ahead:
-            ours, table, note = difference(full[data], BEST, row), full[data], ""
-            if ours is None:
-                ours, table = difference(small[data], BEST, row), small[data]
-                note = "after {:,} updates, where the paper has {:,}; ".format(*updates(data, BEST))
+            size = best_size(tables, data, BEST, row)
+            ours = difference(tables[size], BEST, row)
             apart = theirs.loc[BEST, "value"] - theirs.loc[row, "value"]
             half = np.hypot(theirs.loc[BEST, "error"], theirs.loc[row, "error"])  # as if the two were independent
+            fewer = "after {:,} updates, where the paper has {:,}; ".format(*updates(size, BEST)) if size != data else ""
             found.append(
                 Claim(
                     "images",
@@ -127,12 +117,7 @@ def claims(full: Mapping[str, pd.DataFrame], small: Mapping[str, pd.DataFrame]) 
                     f"{apart:+.2f} ± {half:.2f} %",
                     said(ours, "", signed=True),
                     decide([] if ours is None else [ours.mean > ours.half_width]),
-                    "" if ours is None else note + over(table, BEST),
-                )  # fmt: skip
+                    "" if ours is None else fewer + over(tables[size], BEST),
+                )
             )
     return found
-
-
-def recorded_claims() -> list[Claim]:
-    """:func:`claims` of the records."""
-    return claims(full(), small())

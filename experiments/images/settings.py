@@ -13,6 +13,7 @@ from ..common.cells import Cell
 
 ROWS = ("MAML", "FOMAML", "Reptile", "iMAML-GD", "iMAML-HF", "A-MAML, T=0.5", "A-MAML, T=1.0")
 EXACT = ("MAML", "A-MAML, T=0.5", "A-MAML, T=1.0")  # rows with the exact meta-gradient of their inner loop
+PAPER_TASKS = {"omniglot": "20-way 1-shot", "mini-imagenet": "5-way 1-shot"}
 META_LR = 1e-3  # of Adam
 MEASURED = (0, 1, 2, 3, 5, 10, 20, 50)  # numbers of inner steps at test time, beside the row's own
 
@@ -84,8 +85,11 @@ SIZES |= {
         _CPU, data="mini-imagenet", pooled=True, updates=1000, trial_updates=100, measure_every=200, trials="cpu-mini-imagenet"
     ),
 }
-CPU = ("cpu-omniglot", "cpu-mini-imagenet")
-FULL = ("reduced", *CPU, "omniglot", "mini-imagenet")  # the sizes of ``full``
+# As many as a GPU does in an hour or two; the recipes are those of the full size, the updates the same for all rows.
+SIZES |= {f"gpu-{name}": replace(SIZES[name], updates=10_000, equal_budget=True, measure_every=1000) for name in PAPER_TASKS}
+# The sizes with the paper's task and network, the most updates first.
+SIZES_OF = {name: (name, f"gpu-{name}", f"cpu-{name}") for name in PAPER_TASKS}
+FULL = ("reduced", *(size for place in (2, 1, 0) for size in (SIZES_OF[name][place] for name in PAPER_TASKS)))
 
 # The first look: three methods that share all settings, of which none was chosen.
 FIRST_ROWS = ("A-MAML", "MAML", "FOMAML")

@@ -14,9 +14,8 @@ from ..common import records
 from ..common.published import published
 from ..common.statistics import seed_interval
 from ..common.tables import NOT_RUN
-from .settings import FIRST_ROWS, GRIDS, PUBLISHED, ROWS, SIZES, Recipe
+from .settings import FIRST_ROWS, GRIDS, PAPER_TASKS, PUBLISHED, ROWS, SIZES, Recipe
 
-PAPER_TASKS = {"omniglot": "20-way 1-shot", "mini-imagenet": "5-way 1-shot"}
 FIVE_WAY = "Rajeswaran et al. 2019"  # iMAML's own paper, which also quotes the other rows
 SETTINGS = {"inner_lr": "step size", "regularization": "λ", "steps": "number of steps"}
 

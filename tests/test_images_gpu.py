@@ -1,0 +1,75 @@
+"""What travels to a machine with a GPU, and what comes back."""
+
+import sys
+
+import pandas as pd
+import pytest
+
+from experiments.common import records
+from experiments.common.records import new_record
+from tools import images_gpu
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A data set of two files, packed in parts of 1 KiB."""
+    data = tmp_path / "data" / "omniglot"
+    data.mkdir(parents=True)
+    (data / "manifest.json").write_text("{}")
+    (data / "images.npy").write_bytes(bytes(range(256)) * 10)
+    parts = images_gpu.pack(tmp_path / "data", tmp_path / "gpu", part_mib=1 / 1024, wheels=())
+    assert len(parts) == 4 and max(part.stat().st_size for part in parts) == 1024
+    return tmp_path
+
+
+def there(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_parts_come_one_by_one_and_make_the_same_files(prepared):
+    last = prepared / "gpu" / "omniglot.003"
+    kept = last.read_bytes()
+    last.unlink()
+    other = prepared / "other"
+    assert images_gpu.join(other, prepared / "gpu") == {"omniglot": 1} and not other.exists()
+    last.write_bytes(kept)
+    assert images_gpu.join(other, prepared / "gpu") == {"omniglot": 0}
+    assert there(other / "omniglot") == there(prepared / "data" / "omniglot")
+    for part in (prepared / "gpu").glob("omniglot.0*"):
+        part.unlink()
+    assert images_gpu.join(other, prepared / "gpu") == {"omniglot": 0}  # made once, it needs no parts
+
+
+def test_a_damaged_part_is_refused_and_nothing_is_left(prepared):
+    (prepared / "gpu" / "omniglot.001").write_bytes(bytes(1024))
+    with pytest.raises(ValueError, match=r"omniglot/images.npy is not what was packed"):
+        images_gpu.join(prepared / "other", prepared / "gpu")
+    assert not list((prepared / "other").iterdir())
+
+
+def test_without_data_there_is_nothing_to_pack(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make data-images"):
+        images_gpu.pack(tmp_path, tmp_path / "gpu")
+    assert not (tmp_path / "gpu").exists()
+
+
+def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path):
+    saves = "import time, pathlib, sys\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).touch()"
+    assert not images_gpu.run(0.05, [sys.executable, "-c", saves, str(tmp_path / "saved")])
+    assert (tmp_path / "saved").exists()
+    assert images_gpu.run(1, [sys.executable, "-c", ""])
+
+
+def test_records_that_come_back_are_added_to_ours(tmp_path):
+    for seed, folder in ((0, "ours"), (0, "back"), (1, "back")):
+        records.write(
+            new_record("accuracy", {"size": folder}, seed, pd.DataFrame({"right": [1]}), 1.0), "images", tmp_path / folder
+        )
+    assert images_gpu.merge(tmp_path / "back", tmp_path / "ours") == 2
+    assert [(r.settings["size"], r.seed) for r in records.read("images", tmp_path / "ours")] == [
+        ("back", 0),
+        ("back", 1),
+        ("ours", 0),
+    ]
+    with pytest.raises(FileNotFoundError):
+        images_gpu.merge(tmp_path / "none", tmp_path / "ours")

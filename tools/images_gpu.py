@@ -1,0 +1,168 @@
+"""The image cells on a machine with a GPU that can download nothing: what must travel there in parts, and what comes back.
+
+Here, ``python -m tools.images_gpu pack`` writes into ``_gpu``: the prepared data in parts of at most 60 MiB, the libraries that
+such a machine may lack, as wheels, and ``README``, which says what to run. There, with this checkout, ``join`` puts together what
+has come, and ``run`` trains until its minutes are over; training goes on from checkpoints at the next call. Here again, ``merge``
+adds the records that came back to ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "_gpu"
+NAMES = ("omniglot", "mini-imagenet")  # in the order of what is worth most
+WHEELS = ("safetensors", "scipy", "joblib")
+PART_MIB = 60
+STEPS = """\
+1. There, for each part in turn, with the checkout and that part alone:  python -m tools.images_gpu join
+2. There, again and again, with _gpu/back of the call before:            python -m tools.images_gpu run --minutes 8
+3. Here, with the _gpu/back that came back:                              python -m tools.images_gpu merge _gpu/back
+The wheels travel with the first part. Cells that have a record are not run again.
+"""
+
+
+def pack(data: Path, folder: Path = FOLDER, part_mib: float = PART_MIB, wheels: Sequence[str] = WHEELS) -> list[Path]:
+    """Write the parts of each prepared data set, ``NAME.json`` that says what they are, and the wheels; the parts' paths.
+
+    Raises:
+        FileNotFoundError: no image data set is prepared.
+    """
+    found = [name for name in NAMES if (data / name / "manifest.json").is_file()]
+    if not found:
+        raise FileNotFoundError(f"{data} holds no image data: run `make data-images` first")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README").write_text(STEPS)
+    parts, limit = [], int(part_mib * 2**20)
+    for name in found:
+        files, number = [], 0
+        for path in sorted((data / name).iterdir()):
+            sizes = []
+            with open(path, "rb") as source:
+                digest = hashlib.sha256()
+                while piece := source.read(limit):
+                    digest.update(piece)
+                    parts.append(folder / f"{name}.{number:03d}")
+                    parts[-1].write_bytes(piece)
+                    sizes.append(len(piece))
+                    number += 1
+            files.append({"name": path.name, "parts": len(sizes), "sha256": digest.hexdigest()})
+        (folder / f"{name}.json").write_text(json.dumps(files, indent=1))
+    if wheels:
+        download = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            "3.12",
+        ]
+        versions = ["-c", str(ROOT / "requirements.lock"), "-d", str(folder / "wheels"), *wheels]
+        if subprocess.run(download + versions, check=False).returncode:
+            print(f"no wheels: without a network, put those of {', '.join(wheels)} into {folder / 'wheels'} yourself")
+    return parts
+
+
+def join(data: Path, folder: Path = FOLDER) -> dict[str, int]:
+    """Put the data sets together whose parts are all here; for each, how many parts are still missing.
+
+    A data set that is complete is not made again, and its parts may go.
+
+    Raises:
+        ValueError: a part is not what was packed.
+    """
+    missing = {}
+    for listing in sorted(folder.glob("*.json")):
+        name, files = listing.stem, json.loads(listing.read_text())
+        if (data / name / "manifest.json").is_file():
+            missing[name] = 0
+            continue
+        numbers = iter(range(sum(entry["parts"] for entry in files)))
+        places = {entry["name"]: [folder / f"{name}.{next(numbers):03d}" for _ in range(entry["parts"])] for entry in files}
+        missing[name] = sum(not part.is_file() for parts in places.values() for part in parts)
+        if missing[name]:
+            continue
+        data.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=data, prefix=f".{name}-"))
+        try:
+            for entry in files:
+                digest = hashlib.sha256()
+                with open(beside / entry["name"], "wb") as target:
+                    for part in places[entry["name"]]:
+                        digest.update(piece := part.read_bytes())
+                        target.write(piece)
+                if digest.hexdigest() != entry["sha256"]:
+                    raise ValueError(f"{name}/{entry['name']} is not what was packed: send the parts of {name} again")
+            beside.rename(data / name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return missing
+
+
+def run(minutes: float, command: Sequence[str]) -> bool:
+    """Run a command for at most so many minutes, then interrupt it, so that it saves; whether it came to its end."""
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{FOLDER / 'site'}"})
+    try:
+        return process.wait(60 * minutes) == 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return False
+
+
+def merge(folder: Path, results: Path | None = None) -> int:
+    """Add the image records in a folder to ours; how many there were."""
+    from experiments.common import records
+
+    found = records.read("images", folder)
+    for record in found:
+        records.write(record, "images", results or records.RESULTS)
+    return len(found)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.images_gpu", description=__doc__.split("\n\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("pack", help="write what must travel")
+    verbs.add_parser("join", help="put together what has come")
+    runs = verbs.add_parser("run", help="train for some minutes")
+    runs.add_argument("--minutes", type=float, default=8.0)
+    merges = verbs.add_parser("merge", help="add the records that came back")
+    merges.add_argument("folder", type=Path)
+    arguments = parser.parse_args(argv)
+    from amaml_core.locations import data_root
+
+    if arguments.verb == "pack":
+        parts = pack(data_root())
+        print(f"{len(parts)} parts of at most {PART_MIB} MiB in {FOLDER}; {FOLDER / 'README'} says what to do with them")
+    elif arguments.verb == "join":
+        if wheels := sorted((FOLDER / "wheels").glob("*.whl")):
+            install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(FOLDER / "site")]
+            subprocess.run([*install, *map(str, wheels)], check=True)
+        for name, count in join(data_root()).items():
+            print(f"{name}: {f'{count} parts are missing' if count else 'ready'}")
+    elif arguments.verb == "run":
+        cells = [sys.executable, "-m", "experiments", "--out", str(FOLDER / "back"), "--only", "images size=gpu"]
+        print("all cells have a record" if run(arguments.minutes, cells) else "not at the end: run it again")
+    else:
+        print(f"{merge(arguments.folder)} records added")
+
+
+if __name__ == "__main__":
+    main()
