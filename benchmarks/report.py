@@ -19,6 +19,7 @@ from experiments.common.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SK
 
 from . import results  # noqa: E402
 
+README = Path(__file__).parents[1] / "README.md"
 LOOKS = {
     "unrolled": (RED, "o-"), "amaml": (BLUE, "o-"), "amaml compiled": (BLUE, "s--"), "amaml Checkpoint": (SKY, "o-"),
     "amaml compiled Checkpoint": (SKY, "s--"), "amaml kept": (BLUE, "^:"), "amaml two threads": (BLUE, "d-."),
@@ -125,6 +126,38 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+# Which cases the README shows, and what it calls those that it sets beside the compiled adjoint, exact ones of one thread.
+SHOWN = (("mlp", 5, 50), ("mlp", 5, 500), ("mlp", 32, 50), ("mlp", 32, 500), ("adam", 5, 100), ("adam", 32, 100),
+         ("implicit", 32, 50), ("conv", 4, 50), ("transformer", 4, 50))  # fmt: skip
+PEERS = {
+    "unrolled": ("unrolled",), "torch.func": ("torch.func",), "higher": ("higher",), "TorchOpt": ("torchopt", "torchopt implicit"),
+    "JAX": ("jax scan", "jax scan checkpoint", "jax mixed mode"), "hypertorch": ("hypertorch recipe",),
+}  # fmt: skip
+
+
+def beside_ours(table: pd.DataFrame) -> pd.DataFrame:
+    """CPU time of each peer over that of the compiled adjoint, float32 on a CPU; of several ways of a peer, the fastest."""
+    rows = table[(table.device == "cpu") & (table.dtype == "float32") & (table.status == "ok")]
+    found = []
+    for network, tasks, steps in SHOWN:
+        here = rows[(rows.network == network) & (rows.tasks == tasks) & (rows.steps == steps)].set_index("contender")["cpu_seconds"]
+        line = {"network": network, "B": tasks, "K": steps}
+        for name, ways in PEERS.items():
+            ratio = here.reindex(list(ways)).min() / here.get("amaml compiled", float("nan"))
+            line[name] = "–" if pd.isna(ratio) else f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
+        found.append(line)
+    return pd.DataFrame(found)
+
+
+START, END = "<!-- speed: python -m benchmarks.report writes this -->\n", "<!-- /speed -->"
+
+
+def with_table(readme: str, table: pd.DataFrame) -> str:
+    """The README with :func:`beside_ours` between its marks."""
+    before, rest = readme.split(START)
+    return before + START + "\n" + markdown(beside_ours(table)) + "\n" + END + rest.split(END, 1)[1]
+
+
 def text(table: pd.DataFrame) -> str:
     """The whole report: machine, targets, and every contender's figures over those of ``unrolled``."""
     spans = f"{table.date.min()} to {table.date.max()}"
@@ -181,11 +214,14 @@ def figure(rows: pd.DataFrame, title: str) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write NAME.md and the figures beside NAME.csv, and print the targets."""
+    """Write NAME.md and the figures beside NAME.csv, with ``--readme`` also the README's table, and print the targets."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("csv", type=Path)
-    path = parser.parse_args(argv).csv
-    table = results.read(path)
+    parser.add_argument("--readme", action="store_true", help="write the README's table too")
+    arguments = parser.parse_args(argv)
+    path, table = arguments.csv, results.read(arguments.csv)
+    if arguments.readme:
+        write_beside(README, with_table(README.read_text(), table).encode())
     write_beside(path.with_suffix(".md"), text(table).encode())
     plt.rcParams["svg.hashsalt"] = "benchmarks"  # the same figure gives the same file
     for (device, network, tasks, dtype), rows in table.groupby(["device", "network", "tasks", "dtype"]):
