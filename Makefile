@@ -104,7 +104,7 @@ sync: $(READY)  ## carry the text of the sources into the committed notebooks
 .venv-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.toml
 	@$(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --disable-pip-version-check -qq -c requirements.lock setuptools wheel \
-	  torch torchdiffeq numpy pandas tqdm pillow matplotlib pytest -r benchmarks/requirements.txt
+	  torch torchdiffeq numpy pandas tqdm pillow matplotlib seaborn pytest -r benchmarks/requirements.txt
 	@.venv-bench/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 

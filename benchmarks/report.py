@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from amaml_core.records import write_beside  # noqa: E402
-from experiments.common.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, use_style  # noqa: E402
+from experiments.common.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, use_style  # noqa: E402
 
 from . import results  # noqa: E402
 
@@ -25,8 +25,8 @@ LOOKS = {
     "amaml compiled Checkpoint": (SKY, "s--"), "amaml kept": (BLUE, "^:"), "amaml two threads": (BLUE, "d-."),
     "amaml Backsolve": (SKY, "x:"), "jax scan": (GREEN, "^-"), "jax scan checkpoint": (GREEN, "v--"),
     "jax mixed mode": (GREEN, "s:"), "torch.func": (ORANGE, "D-"), "higher": (PURPLE, "P-"), "torchopt": (PURPLE, "X--"),
-    "torchopt implicit": (PURPLE, "X--"), "hypertorch recipe": (RED, "o-"), "odeint_adjoint": (BLACK, "x:"),
-    "released recipe": (BLACK, "*-"),
+    "torchopt implicit": (PURPLE, "X--"), "hypertorch recipe": (RED, "o-"), "odeint_adjoint": (GREY, "x:"),
+    "released recipe": (GREY, "*-"),
 }  # fmt: skip
 IN_WALL_TIME = ("amaml", "amaml two threads")  # for a single thread it is the CPU time
 FIGURES = {"cpu_seconds": "CPU time", "memory_mb": "memory", "compile_seconds": "seconds of the first call"}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .common import records
 from .common.claims import Claim
 from .common.claims import table as claims_table
-from .common.plots import BLACK, BLUE, GREEN, ORANGE, RED
+from .common.plots import BLUE, GREEN, GREY, ORANGE, RED, WIDTH
 from .common.tables import text
 from .report import VERDICTS
 
@@ -57,7 +57,7 @@ def numbers(table: pd.DataFrame, evaluation: str) -> pd.DataFrame:
 
 def figure(table: pd.DataFrame) -> Figure:
     """Ours over the published number, for each that says something."""
-    fig, axis = plt.subplots(figsize=(6.5, 5), layout="constrained")
+    fig, axis = plt.subplots(figsize=(WIDTH, 5), layout="constrained")
     ran = table[table["verdict"].ne("given") & table["ours"].gt(0) & table["published"].gt(0)]
     looks = dict(zip(table["evaluation"].unique(), LOOKS, strict=True))
     for name, rows in ran.groupby("evaluation", sort=False):
@@ -66,9 +66,9 @@ def figure(table: pd.DataFrame) -> Figure:
     if len(ran):
         both = ran[["published", "ours"]].to_numpy()
         ends = both.min() / 1.5, both.max() * 1.5
-        axis.plot(ends, ends, color=BLACK, lw=1)
+        axis.plot(ends, ends, color=GREY, lw=1)
         axis.fill_between(ends, [e / 2 for e in ends], [e * 2 for e in ends], color="0.85", zorder=0)
-        axis.legend(fontsize=8)
+        axis.legend()
     axis.set(xlabel="published", ylabel="ours")
     return fig
 

@@ -538,4 +538,4 @@ def test_figures_show_all_lines(rows):
         audit.figures.training(rows["training"]),
     )
     assert [len(axis.lines) for axis in proximal.axes] == [5, 5] and [len(axis.lines) for axis in loops.axes] == [6, 6]
-    assert [text.get_text() for text in training.axes[0].get_legend().get_texts()] == list(facts.BOTH)
+    assert [text.get_text() for text in training.legends[0].get_texts()] == list(facts.BOTH)

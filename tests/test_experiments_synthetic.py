@@ -514,7 +514,7 @@ def test_without_records_the_chapter_shows_what_it_ran(smoke):
     assert facts.of_rounding(smoke, again)["rounding-within"] == "all 1"
     found = tables.over_seeds(smoke)
     drawn = [
-        figures.panels(found, "released"),
+        figures.curves(found, "released"),
         figures.own(found),
         figures.distances(tables.readings(smoke), tables.readings(smoke)),
     ]

@@ -407,7 +407,7 @@ def test_figures_show_all_candidates_and_runs(recorded):
     assert points == len(field) + field["best by ms"].sum()
     left, right = figures.horizons(recorded["errors"]).axes
     assert len(left.lines) == len(right.lines) == 7 and all(len(line.get_xdata()) == 3 for line in left.lines)
-    error, cosine, sharp = figures.along_training(recorded["errors"], recorded["curvature"]).axes
+    error, cosine, sharp, _ = figures.along_training(recorded["errors"], recorded["curvature"]).axes
     assert (len(error.lines), len(cosine.lines), len(sharp.lines)) == (6, 7, 4)
     results = tables.against_exact(recorded["training"])
     shown = figures.accuracy(results).axes[0]

@@ -5,22 +5,20 @@ python -m tools.readme_figure
 
 from __future__ import annotations
 
-import base64
-
 import nbformat
 
 from amaml_core.records import write_beside
 from tools.notebooks import NOTEBOOKS
 
 CHAPTER, FIGURE = "01_maml_memory", "fig-graph-growth"
-TARGET = NOTEBOOKS / "_static" / "readme.png"
+TARGET = NOTEBOOKS / "_static" / "readme.svg"
 
 
 def figure(chapter: str = CHAPTER, name: str = FIGURE) -> bytes:
-    """The PNG that the cell with this figure name shows in the committed notebook."""
+    """The drawing that the cell with this figure name shows in the committed notebook."""
     notebook = nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", as_version=4)
     cell = next(c for c in notebook.cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == name)
-    return base64.b64decode(next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})))
+    return next(o.data["image/svg+xml"] for o in cell.outputs if "image/svg+xml" in o.get("data", {})).encode()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..common.plots import BLACK, BLUE, ORANGE, PURPLE, RED, SKY
+from ..common.plots import BLUE, GREY, ORANGE, PURPLE, RED, SKY, below, panels
 from .settings import EXACT, TRAINED, UNTRAINED
 from .switches import BARE, INNER_ALONE, OUTER_ALONE, RELEASED, backward_loops
 from .tables import ADAM, INNER, effect, select, trained_on, typical
@@ -22,7 +21,7 @@ CURVES = {
 LOOPS = dict(
     zip(
         backward_loops(RELEASED),
-        zip((RED, ORANGE, PURPLE, SKY, BLACK, BLUE), "sv^<Do", ("-", "-", "-", "--", ":", "-"), strict=True),
+        zip((RED, ORANGE, PURPLE, SKY, GREY, BLUE), "sv^<Do", ("-", "-", "-", "--", ":", "-"), strict=True),
         strict=True,
     )
 )
@@ -37,7 +36,7 @@ def _number_of_steps(axis: Axes, table: pd.DataFrame, label: str) -> None:
 
 def proximal(gradient: pd.DataFrame) -> Figure:
     """Cosine with plain MAML's meta-gradient over the number of steps, with and without the proximal terms."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
+    fig, axes = panels(2, height=3.2, sharey=True)
     for axis, at in zip(axes, ("initial", "trained"), strict=True):
         mine = gradient[gradient["formula"].eq("cosmixture") & gradient["at"].eq(at)]
         for name, (switches, colour, marker) in CURVES.items():
@@ -46,16 +45,16 @@ def proximal(gradient: pd.DataFrame) -> Figure:
             axis.fill_between(groups.mean().index, groups.min(), groups.max(), color=colour, alpha=0.15, linewidth=0)
         axis.set_title(f"{at} network")
         _number_of_steps(axis, mine, "inner steps K")
-        axis.axhline(0, color=BLACK, lw=0.8)
+        axis.axhline(0, color=GREY, lw=0.8)
     axes[0].set_ylabel("cosine with plain MAML")
-    axes[0].legend(fontsize=8)
+    below(fig, *axes[0].get_legend_handles_labels())
     return fig
 
 
 def loops(gradient: pd.DataFrame) -> Figure:
     """Error against each setting's own exact gradient for all backward loops, at the initial network, on cosine mixtures."""
     mine = gradient[gradient["formula"].eq("cosmixture") & gradient["at"].eq("initial")]
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
+    fig, axes = panels(2, height=3.6, sharey=True)
     for axis, base, title in zip(axes, (BARE, RELEASED), ("without proximal terms", "with proximal terms"), strict=True):
         for name, switches in backward_loops(base).items():
             colour, marker, dashes = LOOPS[name]
@@ -64,14 +63,14 @@ def loops(gradient: pd.DataFrame) -> Figure:
         axis.set(yscale="log", title=title)
         _number_of_steps(axis, mine, "inner steps K of size 0.01")
     axes[0].set_ylabel("relative error, own reference")
-    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    below(fig, *axes[1].get_legend_handles_labels())
     return fig
 
 
 def training(table: pd.DataFrame) -> Figure:
     """Held-out errors less those of training with the exact meta-gradient: each seed a dot, the interval over seeds a bar."""
     names = [name for name in TRAINED if name not in (EXACT, UNTRAINED)]
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", sharey=True)
+    fig, axes = panels(2, height=3.6, sharey=True)
     for axis, moment, title in zip(axes, (INNER, ADAM), ("50 inner steps", "500 epochs of Adam"), strict=True):
         for formula, colour, shift in (("cosmixture", BLUE, -0.15), ("alpine", ORANGE, 0.15)):
             exact, tried = trained_on(table, formula, EXACT, *moment), set(table.loc[table["formula"].eq(formula), "setting"])
@@ -83,11 +82,11 @@ def training(table: pd.DataFrame) -> Figure:
                 axis.errorbar(change.mean, place + shift, xerr=change.half_width, color=colour, capsize=3, lw=1.2)
                 label = formula if name == names[-1] else None
                 axis.plot(dots, [place + shift] * len(dots), "o", color=colour, ms=5, label=label)
-        axis.axvline(0, color=BLACK, lw=0.8)
+        axis.axvline(0, color=GREY, lw=0.8)
         axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(5))
     fig.supxlabel("difference of the held-out error (standard deviations)", fontsize="medium")
-    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].set_yticks(range(len(names)), names, fontsize=9)
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=8)
+    below(fig, *axes[1].get_legend_handles_labels())
     return fig

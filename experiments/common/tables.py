@@ -1,7 +1,9 @@
-"""Numbers as the tables of the book show them."""
+"""Numbers and tables as the book shows them."""
 
 from __future__ import annotations
 
+import html
+import sys
 from collections.abc import Iterable
 
 import pandas as pd
@@ -24,3 +26,31 @@ def span(values: Iterable[float], form: str = "{:.2f}", none: str = "–") -> st
         return none
     low, high = form.format(found.min()), form.format(found.max())
     return low if low == high else f"{low} to {high}"
+
+
+def shell() -> object | None:
+    """That of the notebook; ``None`` outside of one, and on a machine that has no Jupyter."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
+def use_tables() -> None:
+    """From here on a notebook shows data frames by :func:`as_html`."""
+    if notebook := shell():
+        notebook.display_formatter.formatters["text/html"].for_type(pd.DataFrame, as_html)
+
+
+def captioned(table: pd.DataFrame, caption: str) -> pd.DataFrame:
+    """The table, with a caption where it is shown."""
+    table = table.copy()
+    table.attrs["caption"] = caption
+    return table
+
+
+def as_html(table: pd.DataFrame) -> str:
+    """A table with a dash where a value is missing, and the caption that :func:`captioned` gave it."""
+    limits = {"max_rows": pd.get_option("display.max_rows"), "max_cols": pd.get_option("display.max_columns")}
+    found = table.to_html(na_rep="–", border=0, **limits)
+    if caption := table.attrs.get("caption"):
+        head, body = found.split(">", 1)
+        found = f"{head}>\n  <caption>{html.escape(caption)}</caption>{body}"
+    return found

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..common.plots import COLOURS, MARKERS, SKY
+from ..common.plots import COLOURS, MARKERS, SKY, below, panels
 from .settings import METHODS, MODES
 from .tables import theirs
 
@@ -21,7 +20,7 @@ def _line(name: str) -> dict:
 def time(seconds: pd.DataFrame) -> Figure:
     """Published seconds, and ours in every mode; bars reach from the fastest to the slowest turn."""
     modes = [mode for mode in MODES if mode in set(seconds["mode"])]
-    fig, axes = plt.subplots(1, len(modes) + 1, figsize=(3.3 * (len(modes) + 1), 4), layout="constrained", sharex=True)
+    fig, axes = panels(len(modes) + 1, height=3, sharex=True)
     for name, rows in theirs("seconds").groupby("method", sort=False):
         axes[0].plot(rows["steps"], rows["seconds"], **_line(name))
     axes[0].set(title="published (GPU)", ylabel="seconds for a meta update")
@@ -34,13 +33,13 @@ def time(seconds: pd.DataFrame) -> Figure:
         axis.sharey(axes[1])
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="inner steps $K$")
-    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    below(fig, *axes[1].get_legend_handles_labels())
     return fig
 
 
 def memory(peaks: pd.DataFrame) -> Figure:
     """Published shares of a GPU, ours normalised in the same way, and ours in MiB; of byte counts with their shares."""
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    fig, (left, middle, right) = panels(3, height=3)
     for name, rows in theirs("share of memory").groupby("method", sort=False):
         left.plot(rows["steps"], rows["share of memory"], **_line(name))
     for name in METHODS:
@@ -52,5 +51,5 @@ def memory(peaks: pd.DataFrame) -> Figure:
         axis.set(title=title, ylim=(0, 1.05), xlabel="inner steps $K$", ylabel="share of the GPU's memory")
         axis.axhline(1, color="gray", lw=1, ls=":")
     right.set(title="ours, absolute", xscale="log", yscale="log", xlabel="inner steps $K$", ylabel="live tensors (MiB)")
-    fig.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    below(fig, *middle.get_legend_handles_labels())
     return fig

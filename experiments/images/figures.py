@@ -11,44 +11,44 @@ from matplotlib.figure import Figure
 
 from amaml_core.tasks import Tasks
 
-from ..common.plots import BLACK, BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY, adaptation_curves
+from ..common.plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, adaptation_curves, below, panels
 from .settings import FIRST_ROWS, ROWS
 from .tables import accuracy, curve, lost, own_steps, percent
 
-LOOKS = dict(zip(ROWS, zip((RED, PURPLE, ORANGE, GREEN, BLACK, BLUE, SKY), "s^vDPoX", strict=True), strict=True))
+LOOKS = dict(zip(ROWS, zip((RED, PURPLE, ORANGE, GREEN, GREY, BLUE, SKY), "s^vDPoX", strict=True), strict=True))
 
 
 def tasks(some: Tasks, way: int) -> Figure:
     """A strip for each task: its support set with one drawing of each class, and one query drawing of each."""
-    fig, axes = plt.subplots(len(some), 1, figsize=(8, 1.3 * len(some)), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(len(some), 1, figsize=(WIDTH, 1.2 * len(some)), layout="constrained", squeeze=False)
     for row, axis in enumerate(axes.flat):
         query = some.query_x[row].unflatten(0, (way, -1))[:, 0]  # one drawing of each class: (N, 1, H, W)
         strip = torch.cat([some.support_x[row], torch.zeros_like(query[:1]), query])[:, 0]  # (2 N + 1, H, W)
         axis.imshow(1 - torch.cat(list(strip), dim=1).numpy(), cmap="gray", vmin=0, vmax=1)
         axis.set_axis_off()
     title = "support: one drawing of each class" + " " * 30 + "query: which is which?"
-    axes[0, 0].set_title(title, fontsize=9)
+    axes[0, 0].set_title(title)
     return fig
 
 
 def first_look(table: pd.DataFrame, history: pd.DataFrame, way: int) -> Figure:
     """The query loss during training, smoothed, and the accuracy on new characters with intervals over tasks."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    fig, (left, right) = panels(2, height=3.4)
     for row in FIRST_ROWS:
         mine = history[history["row"].eq(row)].set_index("meta_step")["query_loss"]
         left.plot(mine.rolling(25, min_periods=1).mean(), color=COLOURS[row], label=row, lw=1.5)
     left.set(xlabel="meta update", ylabel="query loss (nats), mean of 25", ylim=(0, None))
     adaptation_curves(right, percent(table).rename(columns={"row": "method"}), "accuracy", FIRST_ROWS)
-    right.axhline(100 / way, color="black", lw=1, ls="--", label="guessing")
+    right.axhline(100 / way, color=GREY, lw=1, ls="--", label="guessing")
     right.set(xlabel="inner steps at test time", ylabel="accuracy on new characters (%)", ylim=(0, 100))
-    right.legend(loc="lower right")
+    below(fig, *right.get_legend_handles_labels())
     return fig
 
 
 def learning(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Learning curves on validation tasks, over updates and over minutes of training; a line of charts for each data set."""
-    fig, axes = plt.subplots(len(tables), 2, figsize=(10, 3.6 * len(tables)), layout="constrained", sharey="row", squeeze=False)
-    for (name, table), (left, right) in zip(tables.items(), axes, strict=True):
+    fig, axes = panels(2 * len(tables), height=3, sharey="row")
+    for (name, table), left, right in zip(tables.items(), axes[::2], axes[1::2], strict=True):
         seen = percent(table[table["set"].eq("validation")]) if len(table) else pd.DataFrame({"row": []})
         for row in (row for row in ROWS if row in set(seen["row"])):
             points = seen[seen["row"].eq(row)].groupby("update")[["accuracy", "seconds"]].mean()
@@ -57,14 +57,14 @@ def learning(tables: Mapping[str, pd.DataFrame]) -> Figure:
             right.plot(points["seconds"] / 60, points["accuracy"], color=colour, marker=marker, ms=4, lw=1.5)
         left.set(title=name, xlabel="meta updates", ylabel="accuracy (%)")
         right.set(title=name, xlabel="minutes of training on one core")
-        if left.lines:
-            left.legend(fontsize=7, ncols=2)
+    handles = [plt.Line2D([], [], color=LOOKS[row][0], marker=LOOKS[row][1], label=row) for row in ROWS]
+    below(fig, handles, list(ROWS))
     return fig
 
 
 def reduced(table: pd.DataFrame) -> Figure:
     """All rows at the reduced size: accuracy against inner steps, and with transduction (filled) and without (hollow)."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1.4, 1))
+    fig, (left, right) = panels(2, height=3.8)
     wide, own, gone = curve(table), own_steps(table), lost("reduced")
     for y, row in enumerate(ROWS):
         colour, marker = LOOKS[row]
@@ -77,12 +77,12 @@ def reduced(table: pd.DataFrame) -> Figure:
         for alone, fill in ((False, colour), (True, "white")):
             found = accuracy(table, row, alone)
             right.errorbar(found.mean, y + (-0.12 if alone else 0.12), xerr=found.half_width, color=colour, marker=marker, mfc=fill)
-    left.axhline(20, color=BLACK, lw=1, ls="--")
+    left.axhline(20, color=GREY, lw=1, ls="--")
     left.set(
         xscale="symlog", xlabel="inner steps at test time", ylabel="accuracy on new characters (%)", xlim=(0, 60), ylim=(0, 100)
     )
     if own:
-        left.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.21))
+        below(fig, *left.get_legend_handles_labels())
     right.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="accuracy (%)")
     right.invert_yaxis()
     return fig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from amaml_core.samplers import RatingSplits
 
 from ..common import scores
-from ..common.plots import BLACK, BLUE, COLOURS, MARKERS, adaptation_curves
+from ..common.plots import BLUE, COLOURS, GREY, MARKERS, adaptation_curves, below, legend, panels, plain_numbers, say_if_empty
 from ..common.scores import Score
 from .settings import DATA, METHODS, size_of
 from .tables import COLUMNS, means, theirs, trained
@@ -20,7 +19,7 @@ RMSE = "RMSE (standard deviations)"
 
 def matrix(splits: RatingSplits, rows: int = 60) -> Figure:
     """The first training users' ratings, and a histogram of all training ratings; both on the data's own scale."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(3, 2))
+    fig, (left, right) = panels(2, height=3, width_ratios=(3, 2))
     image = left.imshow(splits.undo(splits.train[:rows]), aspect="auto", cmap="PuOr", interpolation="nearest")
     left.set(xlabel="item, most rated first", ylabel="user")
     left.grid(False)
@@ -33,7 +32,7 @@ def matrix(splits: RatingSplits, rows: int = 60) -> Figure:
 
 def first_look(errors: pd.DataFrame, users: pd.DataFrame, size: str) -> Figure:
     """The first comparison: errors against inner steps on query and on support items, with the best bar."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
+    fig, axes = panels(2, height=3.2, sharey=True)
     steps = size_of(size).test_steps
     for axis, part, title in zip(
         axes, ("query", "support"), ("Ratings not seen (query)", "Ratings adapted to (support)"), strict=True
@@ -41,27 +40,25 @@ def first_look(errors: pd.DataFrame, users: pd.DataFrame, size: str) -> Figure:
         adaptation_curves(axis, errors, part, METHODS)
         axis.set(xscale="symlog", xlabel="inner steps", title=title)
         axis.set_xticks(steps, [str(k) for k in steps], minor=False)
-        axis.axhline(users["item means + ridge"].mean(), color="black", lw=1, ls="--", label="item means + ridge")
+        axis.axhline(users["item means + ridge"].mean(), color=GREY, lw=1, ls="--", label="item means + ridge")
     axes[0].set_ylabel(RMSE)
-    axes[1].legend(fontsize=8)
+    below(fig, *axes[1].get_legend_handles_labels())
     return fig
 
 
 def curves(errors: pd.DataFrame, shots: str = "10–15", number: int = 1) -> Figure:
-    """Errors of a table against inner steps: query items above, support items below, a column for each data set."""
-    fig, axes = plt.subplots(2, 3, figsize=(10.5, 5.6), layout="constrained", sharex=True, sharey="row")
-    for top, bottom, data in zip(*axes, DATA, strict=True):
+    """Errors of a table against inner steps: query items left, support items right, a row for each data set."""
+    fig, axes = panels(2 * len(DATA), sharex=True, sharey="col")
+    for place, data in enumerate(DATA):
         mine = errors[errors["table"].eq(number) & errors["data"].eq(data) & errors["shots"].eq(shots)]
-        for axis, part in ((top, "query"), (bottom, "support")):
-            if len(mine):
-                adaptation_curves(axis, mine, part, [m for m in METHODS if m in set(mine["method"])])
-                axis.legend(fontsize=7)
-            else:
-                axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
+        for axis, part in zip(axes[2 * place :], ("query", "support"), strict=False):
+            adaptation_curves(axis, mine, part, [m for m in METHODS if m in set(mine["method"])])
+            say_if_empty(axis, mine)
             axis.set(xscale="symlog", title=f"{data}, {part}")
-        bottom.set_xlabel("inner steps")
-    for axis in axes[:, 0]:
-        axis.set_ylabel(RMSE)
+        axes[2 * place].set_ylabel("RMSE (sd)")
+    for axis in axes[-2:]:
+        axis.set_xlabel("inner steps")
+    legend(fig, METHODS)
     return fig
 
 
@@ -85,7 +82,7 @@ def reading(errors: pd.DataFrame, users: pd.DataFrame, number: int = 1, score: S
 
 def _panels(rows: pd.DataFrame, score: Score, bar: str, number: int) -> Figure:
     paper, ours = theirs(number), means(rows, score)
-    fig, axes = plt.subplots(1, 6, figsize=(12, 3.6), layout="constrained", sharey=True)
+    fig, axes = panels(len(COLUMNS), height=2.3, sharex=True, sharey=True)
     for axis, (data, shots) in zip(axes, COLUMNS, strict=True):
         for x, method in enumerate(METHODS):
             key = (data, shots, method)
@@ -93,10 +90,12 @@ def _panels(rows: pd.DataFrame, score: Score, bar: str, number: int) -> Figure:
             if key in ours.index:
                 _mark(axis, x, method, *ours.loc[key, ["mean", "half"]])
         if (data, shots, bar) in ours.index:
-            axis.axhline(ours.loc[(data, shots, bar), "mean"], color=BLACK, lw=1, ls="--")
-        axis.set(yscale="log", title=f"{data}\n{shots}", xticks=range(5))
-        axis.set_xticklabels(METHODS, rotation=90)
-    axes[0].set_ylabel("error")
+            axis.axhline(ours.loc[(data, shots, bar), "mean"], color=GREY, lw=1, ls="--")
+        axis.set(yscale="log", title=f"{data}, {shots} shots", xticks=range(len(METHODS)))
+        axis.set_xticklabels(METHODS)
+        plain_numbers(axis.yaxis)
+    for axis in axes[::2]:
+        axis.set_ylabel("error")
     return fig
 
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..common.plots import BLACK, BLUE, ORANGE
+from ..common.plots import BLUE, GREY, ORANGE, WIDTH
 from ..common.published import published
 from ..ratings.settings import SHOTS, TABLES
 
@@ -14,7 +14,7 @@ from ..ratings.settings import SHOTS, TABLES
 def patterns(table: pd.DataFrame, score: str = "RMSE/rating scale") -> Figure:
     """Fall and spread of the combinations of :func:`.tables.compare` in one score, and A-MAML's fall and the spread of the paper's
     tables, each data set."""
-    fig, axis = plt.subplots(figsize=(6.5, 4.4), layout="constrained")
+    fig, axis = plt.subplots(figsize=(WIDTH, 4.4), layout="constrained")
     plain = table[table["score"].eq(score)]
     for part, colour, marker in (("query", BLUE, "o"), ("support", ORANGE, "^")):
         mine = plain[plain["set"].eq(part)]
@@ -23,10 +23,10 @@ def patterns(table: pd.DataFrame, score: str = "RMSE/rating scale") -> Figure:
     for number, marker in zip(TABLES, ("x", "+"), strict=True):
         wide = published("ratings", source=f"table {number}").pivot(index="data", columns=["method", "shots"], values="value")
         falls, spreads = wide["A-MAML", many] / wide["A-MAML", few], wide["FOMAML", few] / wide["A-MAML", few]
-        axis.scatter(falls, spreads, color=BLACK, marker=marker, label=f"paper, Table {number}")
+        axis.scatter(falls, spreads, color=GREY, marker=marker, label=f"paper, Table {number}")
     axis.set(xscale="log", yscale="log", ylabel="spread: FOMAML over A-MAML")
     axis.set_xlabel("fall: error at 20–30 over error at 10–15 shots")
     axis.axhline(1, color="0.7", lw=1)
     axis.axvline(1, color="0.7", lw=1)
-    axis.legend(fontsize=8)
+    axis.legend()
     return fig
