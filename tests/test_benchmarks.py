@@ -297,6 +297,30 @@ def test_committed_tables_are_valid_and_their_reports_up_to_date(path):
     assert (exact.error < 1e-6).all()
 
 
+def test_the_readme_has_the_table_of_the_measurements():
+    readme, table = report.README.read_text(), results.read(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.csv")
+    assert report.with_table(readme, table) == readme
+    slower = table.assign(cpu_seconds=table.cpu_seconds.where(table.contender != "amaml compiled", 2 * table.cpu_seconds))
+    assert report.with_table(readme, slower) != readme
+    ratio = report.beside_ours(table).set_index(["network", "B", "K"])
+    rows = table[(table.network == "mlp") & (table.tasks == 32) & (table.steps == 50) & (table.dtype == "float32")]
+    cost = rows.set_index("contender")["cpu_seconds"]
+    assert float(ratio.loc[("mlp", 32, 50), "unrolled"]) == pytest.approx(cost["unrolled"] / cost["amaml compiled"], rel=0.05)
+    assert float(ratio.loc[("mlp", 32, 50), "JAX"]) == pytest.approx(
+        cost[["jax scan", "jax scan checkpoint", "jax mixed mode"]].min() / cost["amaml compiled"], rel=0.05
+    )
+
+
+def test_what_the_readme_says_of_peers_is_so():
+    ratio = report.beside_ours(results.read(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.csv")).set_index(["network", "B"])
+    jax = ratio["JAX"].replace("–", float("nan")).astype(float)
+    assert (jax.loc[("mlp", 5)] < 0.9).all() and jax.loc[("mlp", 32)].between(0.9, 1.15).all()
+    assert jax.loc[("transformer", 4)].between(0.9, 1.15).all() and (jax.loc[("conv", 4)] > 5).all()
+    assert ratio.loc[("conv", 4), "unrolled"].astype(float).between(0.9, 1.1).all()
+    small = ratio.drop(index=["conv", "transformer"], level=0).drop(columns=["JAX", "K"])
+    assert (small.replace("–", float("nan")).astype(float).min() > 3).all()  # all but JAX take several times as long
+
+
 @pytest.mark.skipif(not MODES, reason="no table is committed yet")
 @pytest.mark.parametrize("path", MODES, ids=lambda p: p.stem)
 def test_committed_tables_of_the_modes_are_valid(path):
