@@ -1,5 +1,6 @@
 """The chapters, the tools that run and render them, the rendered book and the README."""
 
+import ast
 import json
 import os
 import re
@@ -115,11 +116,11 @@ def chapter(tmp_path, monkeypatch):
     monkeypatch.setenv("AMAML_PROFILE", "book")
     notebooks.SOURCES.mkdir(parents=True)
 
-    def write(*code, parameters='import os\nprofile = os.environ.get("AMAML_PROFILE", "book")\nseed = 0'):
+    def write(*code, parameters='import os\nprofile = os.environ.get("AMAML_PROFILE", "book")\nseed = 0', end=""):
         cells = [f":tags: [parameters]\n\n{parameters}", *code]
         header = "---\nkernelspec:\n  display_name: Python 3\n  language: python\n  name: python3\n---\n\n# Title\n\n"
         text = header + "".join(f"```{{code-cell}} python3\n{cell}\n```\n\n" for cell in cells)
-        (notebooks.SOURCES / "one.md").write_text(text)
+        (notebooks.SOURCES / "one.md").write_text(text + end)
 
     return write
 
@@ -191,6 +192,70 @@ def test_a_failed_run_raises_and_leaves_no_run(chapter):
         notebooks.run("one", "smoke")
     assert not made.exists()
     assert "ZeroDivisionError" in made.with_name("one.failed.ipynb").read_text()
+
+
+def solved(*blocks, fence="````", label="ex-one"):
+    """An exercise's solution with these blocks of code."""
+    inside = "".join(f"```python\n{block}\n```\n\n" for block in blocks)
+    return f"{fence}{{solution}} {label}\n:label: sol-x\n:class: dropdown\n\nText.\n\n{inside}{fence}\n\n"
+
+
+def test_solutions_are_found_in_nested_fences_of_any_length():
+    other = "```python\nnot_in_a_solution()\n```\n\n```{solution} ex-words\nNo code.\n```\n\n"
+    nested = f"`````{{admonition}} More\n{solved('d = 4', label='ex-deep')}`````\n"
+    within = "`````{solution} ex-within\n````{tip}\n```python\ne = 5\n```\n````\n```bash\nmake\n```\n`````\n"
+    listed = "````{solution} ex-list\n- First:\n\n  ```python\n  if True:\n      f = 6\n  ```\n````\n"
+    text = other + solved("a = 1", "b = 2\n\nb += 1") + solved("c = 3", fence="`````", label="ex-five") + nested + within + listed
+    assert list(notebooks.solutions(text)) == [
+        ("ex-one", "a = 1"),
+        ("ex-one", "b = 2\n\nb += 1"),
+        ("ex-five", "c = 3"),
+        ("ex-deep", "d = 4"),
+        ("ex-within", "e = 5"),
+        ("ex-list", "if True:\n    f = 6"),
+    ]
+
+
+def test_solutions_run_after_the_last_cell_in_order_and_are_not_kept(chapter, tmp_path):
+    keep = f"open({str(tmp_path / 'b')!r}, 'w').write(str(b))"
+    chapter("a = 1", "a += 1", end=solved("assert a == 2", "print(a); b = a + 1") + solved(keep))
+    notebooks.run("one", "smoke")
+    assert (tmp_path / "b").read_text() == "3"
+    notebooks.publish("one", "smoke")
+    made = nbformat.read(notebooks.NOTEBOOKS / "one.ipynb", as_version=4)
+    assert [cell.source for cell in made.cells if cell.cell_type == "code"][1:] == ["a = 1", "a += 1"]
+    assert not any(cell.get("outputs") for cell in made.cells)
+    assert notebooks.problems("one") == []
+
+
+def test_a_solution_that_raises_fails_the_run_and_is_named(chapter):
+    wrong = solved("print(a)", "assert a == 2", label="ex-two")
+    chapter("a = 1", end=solved("print(a)") + wrong + solved("1 / 0", label="ex-three"))
+    made = notebooks.run_path("one", "smoke")
+    with pytest.raises(RuntimeError, match=r"(?s)exercise ex-two does not run:.*AssertionError"):
+        notebooks.run("one", "smoke")
+    assert not made.exists()
+    assert "AssertionError" in made.with_name("one.failed.ipynb").read_text()
+
+
+def test_a_chapter_without_solutions_is_run_as_it_is(chapter):
+    chapter("a = 1", end="```{exercise}\n:label: ex-one\n\nWhy?\n```\n\n```python\n1 / 0\n```\n")
+    source = notebooks.clean(notebooks.read_source("one"))
+    assert nbformat.writes(notebooks.with_solutions(source.copy())) == nbformat.writes(source)
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_the_code_of_every_solution_is_found_and_ends_in_a_number_or_a_claim(name):
+    text = (notebooks.SOURCES / f"{name}.md").read_text()
+    found = list(notebooks.solutions(text))
+    labels = [label for label, _ in found]
+    for part in re.split(r"\{solution\} *", text)[1:]:
+        label = part.split()[0]
+        assert labels.count(label) == len(re.findall(r"^ *(?:`{3,}|~{3,}|:{3,}) *\{?[\w -]*\}? *py", part, re.MULTILINE)), label
+        for _, code in (block for block in found if block[0] == label):
+            last = ast.parse(code).body[-1]
+            told = any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(last))
+            assert told or isinstance(last, ast.Assert), label
 
 
 def test_run_refuses_a_chapter_without_parameters(chapter):

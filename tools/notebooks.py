@@ -15,8 +15,10 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
@@ -24,6 +26,7 @@ import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
 from traitlets import default
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +38,9 @@ CELL_TIMEOUT = {"smoke": 600, "book": 1800, "full": None}
 # What an execution leaves in the metadata of a cell, different every time.
 VOLATILE = ("papermill", "execution", "ExecuteTime", "collapsed", "scrolled", "jupyter")
 CHECKED = "nbval-check-output"  # the tag of cells that print the same at every profile and on every machine
+SOLUTION = "solution"  # the tag of the cells that a run adds for the exercises' solutions, and leaves out of what is kept
+# A fenced block of Markdown: the fence, what stands behind it, the body up to a fence at least as long.
+FENCED = re.compile(r"^ *(`{3,})([^`\n]*)\n(.*?)^ *\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
 PARAMETERS = ('profile = os.environ.get("AMAML_PROFILE", "book")', "seed = 0")
 # An output that names these came from one machine or one process, and is different on the next.
 UNREPEATABLE = {
@@ -53,6 +59,28 @@ def read_source(name: str) -> NotebookNode:
     return jupytext.read(SOURCES / f"{name}.md")
 
 
+def solutions(text: str, exercise: str = "") -> Iterator[tuple[str, str]]:
+    """The ```python blocks in the solutions of a Markdown text, in order, each after the label of its exercise.
+
+    A solution is a ``{solution}`` directive. Its blocks may stand in other directives within it; blocks of another language
+    (```bash, ```text) are not meant to be run.
+    """
+    for _, said, body in FENCED.findall(text):
+        directive, _, argument = said.strip().partition(" ")
+        if directive == "python" and exercise:
+            yield exercise, textwrap.dedent(body).strip()
+        elif directive.startswith("{"):
+            yield from solutions(body, argument.strip() if directive == "{solution}" else exercise)
+
+
+def with_solutions(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with a cell for each block of its solutions after the last one, which ``clean`` takes out again."""
+    for cell in [cell for cell in notebook.cells if cell.cell_type == "markdown"]:
+        for exercise, code in solutions(cell.source):
+            notebook.cells.append(new_code_cell(code, metadata={"tags": [SOLUTION], "exercise": exercise}))
+    return notebook
+
+
 def run_path(name: str, profile: str) -> Path:
     """Where the executed notebook of a run lies."""
     return ROOT / "_runs" / profile / f"{name}.ipynb"
@@ -61,15 +89,16 @@ def run_path(name: str, profile: str) -> Path:
 def clean(notebook: NotebookNode) -> NotebookNode:
     """Take out of an executed notebook all that differs from one execution to the next.
 
-    Timings, injected parameters, widget states and addresses of tables go; code cells are numbered 1, 2, ...; neighbouring
-    pieces of one stream are joined; the id of a cell is made from its text. The notebook is changed in place and returned.
+    Timings, injected parameters, solutions, widget states and addresses of tables go; code cells are numbered 1, 2, ...;
+    neighbouring pieces of one stream are joined; the id of a cell is made from its text. The notebook is changed in place and
+    returned.
     """
     notebook.metadata = NotebookNode(
         {key: value for key, value in notebook.metadata.items() if key not in ("papermill", "jupytext", "widgets")},
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
         language_info={"name": "python"},
     )
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.cells = [cell for cell in notebook.cells if not {"injected-parameters", SOLUTION} & set(cell.metadata.get("tags", []))]
     seen: set[str] = set()
     count = 0
     for cell in notebook.cells:
@@ -166,8 +195,11 @@ class OwnKernel(AsyncKernelManager):
 def run(name: str, profile: str) -> None:
     """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
 
+    The solutions of its exercises are executed in the same kernel after the last cell. Nothing of them is kept.
+
     Raises:
         papermill.exceptions.PapermillExecutionError: a cell failed; ``_runs/PROFILE/NAME.failed.ipynb`` shows where.
+        RuntimeError: the solution of an exercise failed; the same file shows where.
         ValueError: the notebook has no proper `parameters` cell.
     """
     import papermill
@@ -183,7 +215,7 @@ def run(name: str, profile: str) -> None:
     os.environ["AMAML_PROFILE"] = profile
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "given.ipynb"), Path(folder, "made.ipynb")
-        nbformat.write(clean(source), given)
+        nbformat.write(with_solutions(clean(source)), given)
         try:
             papermill.execute_notebook(
                 given,
@@ -196,8 +228,12 @@ def run(name: str, profile: str) -> None:
                 execution_timeout=CELL_TIMEOUT[profile],
                 extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
             )
-        except papermill.exceptions.PapermillExecutionError:
-            write(nbformat.read(made, as_version=4), failed)
+        except papermill.exceptions.PapermillExecutionError as error:
+            executed = nbformat.read(made, as_version=4)
+            write(executed, failed)
+            for cell in executed.cells:
+                if "exercise" in cell.metadata and any(output.output_type == "error" for output in cell.outputs):
+                    raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
             raise
         write(clean(nbformat.read(made, as_version=4)), target)
 
