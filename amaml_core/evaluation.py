@@ -103,7 +103,8 @@ def evaluate(
 
     Raises:
         TypeError: steps are no integers.
-        ValueError: ``steps`` is empty or negative, theta and tasks do not fit the problem, or the metric gives no (B,).
+        ValueError: ``steps`` is empty or negative, theta and tasks do not fit the problem, the metric gives no (B,), or the method
+            has no steps that could go on: those of Dopri5, and any number of different step sizes.
 
     >>> from amaml_core import MAML, metrics
     >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)

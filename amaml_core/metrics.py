@@ -12,15 +12,27 @@ from torch import Tensor
 Normaliser = Literal["standard deviation", "range", "norm"]
 
 
+def _tensors(*values: object) -> None:
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"this metric compares a tensor with a tensor, not a {type(value).__name__}: write one of your own, "
+                "metric(prediction, target) -> (B,), that takes what it needs from it"
+            )
+
+
 def rmse(prediction: Tensor, target: Tensor) -> Tensor:
     """Root mean squared error of each task: ``(B, n, ...)`` twice -> ``(B,)``.
 
     Raises:
+        TypeError: a tuple or a dictionary of tensors: a metric gets predictions and targets as the model gives and the tasks have
+            them, and for these :func:`amaml_core.evaluate` needs one of your own.
         ValueError: the shapes differ (broadcasting would silently compare every point with every other).
 
     >>> rmse(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([2.2361])
     """
+    _tensors(prediction, target)
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have the same shape")
     return (prediction - target).square().flatten(1).mean(1).sqrt()
@@ -61,11 +73,13 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
     """Share of points whose largest logit is the target class: ``(B, n, classes)`` and ``(B, n)`` -> ``(B,)``; NaN if a logit is.
 
     Raises:
+        TypeError: as :func:`rmse`.
         ValueError: the shapes do not fit.
 
     >>> accuracy(torch.tensor([[[0.1, 0.9], [0.8, 0.2]]]), torch.tensor([[1, 1]]))
     tensor([0.5000], dtype=torch.float64)
     """
+    _tensors(prediction, target)
     if prediction.shape[:-1] != target.shape:
         raise ValueError(f"logits {tuple(prediction.shape)} do not fit class labels {tuple(target.shape)}")
     lost = prediction.flatten(1).isnan().any(1)  # (B,); the largest of what is no number would be class 0

@@ -220,6 +220,13 @@ def graphs(problem):
     return {name for entry in entries for name, graph in entry.graphs.items() if graph is not None}
 
 
+@pytest.mark.parametrize("metric", [metrics.rmse, metrics.accuracy])
+def test_the_packages_metrics_say_that_they_take_tensors_alone(metric):
+    x = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=r"not a tuple: write one of your own, metric\(prediction, target\)"):
+        metric(x, (x, x))
+
+
 def test_a_metric_may_look_at_targets_of_several_tensors():
     problem, theta, tasks = regression()
     weights = torch.rand(3, 4, 1, dtype=F64)

@@ -1378,3 +1378,12 @@ def test_a_checkpoint_that_cannot_be_written_is_known_before_the_work(tmp_path, 
         with pytest.raises((OSError, ValueError)):
             run(path)
     assert steps == [] and (tmp_path / "file").read_text() == ""
+
+
+def test_a_diverging_loop_in_single_precision_says_how_far_it_went_and_when_a_step_is_stable():
+    problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    tasks = Tasks(*torch.ones(4, 1, 2, 1))
+    with pytest.raises(
+        DivergenceError, match=r"last finite update had the norm [\d.]+e\+\d+\..*stable below 2 / the largest eigenvalue"
+    ):
+        meta_gradient(AMAML(5000.0, Euler(50)), problem, torch.full((2,), 3.0), tasks)

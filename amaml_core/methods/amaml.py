@@ -248,8 +248,9 @@ def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Ta
             return (
                 f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, task {task} first, at inner step "
                 f"{k + 1} of {len(steps)}; its last finite update had the norm {last[task]:.3g}. The inner step size "
-                f"{steps.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss: take more steps, "
+                f"{steps.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss (a step "
+                "of descent is stable below 2 / the largest eigenvalue of its Hessian): take more steps, "
                 'a shorter horizon, or on_divergence="skip"'
             )
-        last, u = (following - u).norm(dim=1), following
+        last, u = (following - u).double().norm(dim=1), following  # in single precision the square overflows first
     return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, and not when it was run again"
