@@ -3,6 +3,7 @@ r"""Inner optimisers with state: momentum and Adam, as solvers beside those of t
 The state of the inner loop is then :math:`z = (u, m)` or :math:`(u, m, v)`, laid side by side: (B, 2P) or (B, 3P). One step is
 still a map :math:`z_{k+1}=\Phi_k(z_k,\theta,\varphi,h_k)`, and its discrete adjoint the vector-Jacobian product of that map; the
 adjoint state has the same parts. The steps are those of ``torch.optim``, with the learning rate h = T / K.
+Chapter "Beyond gradient descent" derives both.
 """
 
 from __future__ import annotations
