@@ -21,6 +21,7 @@ from .common.published import published
 from .common.records import ROOT
 
 REPORT = ROOT / "results" / "report.json"
+NARROW = 0.25
 VERDICTS = ("reproduced", "same order", "not reproduced", "not run", "given")
 
 
@@ -53,13 +54,15 @@ class Row:
 def judge(
     published: float, published_error: float | None, ours: float | None, half_width: float | None, diverged: bool = False
 ) -> str:
-    """``reproduced``: the two intervals touch. ``same order``: within a factor of two. ``not run``: there is no record.
+    """``reproduced``: the two intervals touch, and together they are at most ``NARROW`` of the published number, since intervals that
+    hold anything decide nothing. ``same order``: within a factor of two. ``not run``: there is no record.
 
     What ``diverged`` and has no finished run is not reproduced.
     """
     if ours is None:
         return "not reproduced" if diverged else "not run"
-    if abs(ours - published) <= (published_error or 0.0) + (half_width or 0.0):
+    width = (published_error or 0.0) + (half_width or 0.0)
+    if abs(ours - published) <= width <= NARROW * published:
         return "reproduced"
     return "same order" if published / 2 <= ours <= 2 * published else "not reproduced"
 
