@@ -312,13 +312,13 @@ def test_the_readme_has_the_table_of_the_measurements():
 
 
 def test_what_the_readme_says_of_peers_is_so():
-    ratio = report.beside_ours(results.read(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.csv")).set_index(["network", "B"])
-    jax = ratio["JAX"].replace("–", float("nan")).astype(float)
-    assert (jax.loc[("mlp", 5)] < 0.9).all() and jax.loc[("mlp", 32)].between(0.9, 1.15).all()
-    assert jax.loc[("transformer", 4)].between(0.9, 1.15).all() and (jax.loc[("conv", 4)] > 5).all()
-    assert ratio.loc[("conv", 4), "unrolled"].astype(float).between(0.9, 1.1).all()
-    small = ratio.drop(index=["conv", "transformer"], level=0).drop(columns=["JAX", "K"])
-    assert (small.replace("–", float("nan")).astype(float).min() > 3).all()  # all but JAX take several times as long
+    ratio = report.beside_ours(results.read(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.csv")).replace("–", float("nan"))
+    large, few = ratio["network"].isin(["conv", "transformer"]), ratio["network"].eq("mlp") & ratio["B"].eq(5)
+    ratio = ratio.drop(columns=["network", "B", "K"]).astype(float)
+    level = ratio.loc[~few, "JAX"].drop(ratio.index[large][:1]).dropna()
+    assert (ratio.loc[few, "JAX"] < 0.9).all() and level.between(0.9, 1.15).all() and ratio["JAX"][large].iloc[0] > 5
+    assert ratio.loc[large, "unrolled"].between(0.9, 1.5).all()
+    assert ratio.loc[~large].drop(columns="JAX").min(axis=None) > 3  # all but JAX take several times as long
 
 
 @pytest.mark.skipif(not MODES, reason="no table is committed yet")
