@@ -134,6 +134,12 @@ def test_run_gives_the_profile_and_publish_makes_it_the_committed_notebook(chapt
     assert notebooks.problems("one") == []
 
 
+def test_a_run_is_older_than_a_source_that_changed_on_the_way(chapter):
+    chapter("import pathlib\npathlib.Path('src/one.md').touch()")
+    notebooks.run("one", "smoke")
+    assert notebooks.run_path("one", "smoke").stat().st_mtime < (notebooks.SOURCES / "one.md").stat().st_mtime
+
+
 CHECKED_CELL = ":tags: [nbval-check-output]\n\nimport sys\nprint(1)\nprint('a stand-in', profile, file=sys.stderr)\n1 + 1"
 
 

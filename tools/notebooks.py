@@ -209,7 +209,7 @@ def run(name: str, profile: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    source = read_source(name)
+    source, began = read_source(name), time.time()
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
     os.environ["AMAML_PROFILE"] = profile
@@ -236,6 +236,7 @@ def run(name: str, profile: str) -> None:
                     raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
             raise
         write(clean(nbformat.read(made, as_version=4)), target)
+    os.utime(target, (began, began))  # as old as what it was made from, or make would miss a change on the way
 
 
 def publish(name: str, profile: str) -> None:
