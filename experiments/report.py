@@ -54,8 +54,8 @@ class Row:
 def judge(
     published: float, published_error: float | None, ours: float | None, half_width: float | None, diverged: bool = False
 ) -> str:
-    """``reproduced``: the two intervals touch, and together they are at most ``NARROW`` of the published number, since intervals that
-    hold anything decide nothing. ``same order``: within a factor of two. ``not run``: there is no record.
+    """``reproduced``: the two intervals touch, and together they are at most ``NARROW`` of the published number, since intervals
+    that hold anything decide nothing. ``same order``: within a factor of two. ``not run``: there is no record.
 
     What ``diverged`` and has no finished run is not reproduced.
     """

@@ -37,6 +37,7 @@ def render(profile: str | None) -> None:
     for old in (tree, BUILD / "html", BUILD / ".doctrees"):
         shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
+    shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
     for name in names():
         notebook = NOTEBOOKS / f"{name}.ipynb" if profile is None else run_path(name, profile)
         if not notebook.is_file():
