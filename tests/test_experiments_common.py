@@ -14,14 +14,14 @@ from scipy import stats
 
 from amaml_core import DivergenceError
 from experiments import __main__ as runner
-from experiments.common import records
+from experiments.common import plots, records
 from experiments.common.cells import Cell, deviation, durations, missing, run_cells
 from experiments.common.choosing import choose, chosen
 from experiments.common.claims import decide
 from experiments.common.published import published
 from experiments.common.records import new_record
 from experiments.common.statistics import over_seeds, paired_quotient, quotient, seed_interval
-from experiments.common.tables import text
+from experiments.common.tables import as_html, captioned, text
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "experiments"
@@ -305,3 +305,44 @@ def test_every_evaluation_is_on_the_command_line():
 def test_no_module_is_long():
     lengths = {str(path.relative_to(HOUSE)): len(path.read_text().splitlines()) for path in HOUSE.rglob("*.py")}
     assert {name: n for name, n in lengths.items() if n > 300} == {}
+
+
+# ---------------------------------------------------------------------------------------------------- tables and figures
+
+
+def test_a_table_shows_a_dash_where_a_value_is_missing_and_its_caption():
+    shown = as_html(captioned(pd.DataFrame({"a": [1.5, None], "b": ["x < y", None]}), "Ours & theirs"))
+    assert shown.count("<td>–</td>") == 2 and "NaN" not in shown and "x &lt; y" in shown
+    assert shown.index("<caption>Ours &amp; theirs</caption>") < shown.index("<thead>")
+    assert "<caption>" not in as_html(pd.DataFrame({"a": [1]}))
+
+
+def test_panels_are_as_wide_as_the_text_and_leave_a_place_for_the_legend():
+    fig, axes = plots.panels(3, sharex=True)
+    assert len(axes) == 3 and fig.get_size_inches().tolist() == [plots.WIDTH, 5.4]
+    axes[0].plot([1, 2], label="one")
+    plots.below(fig, *axes[0].get_legend_handles_labels())
+    assert [text.get_text() for text in fig.axes[3].get_legend().get_texts()] == ["one"] and not fig.legends
+    full, (left, _) = plots.panels(2)
+    for n in range(7):
+        left.plot([1, 2], label=f"method {n}")
+    plots.below(full, *left.get_legend_handles_labels())
+    (legend,) = full.legends
+    assert 1 < legend._ncols < 7 and len(legend.get_texts()) == 7
+
+
+def test_a_logarithmic_axis_of_few_decades_has_plain_numbers():
+    _, (left, _) = plots.panels(2)
+    left.loglog([30, 300], [1, 2])
+    plots.plain_numbers(left.xaxis)
+    shown = [left.xaxis.get_major_formatter()(x) for x in left.get_xticks() if 30 <= x <= 300]
+    assert shown == ["50", "100", "200"] and len(left.get_xticks(minor=True)) == 0
+
+
+def test_a_figure_is_the_same_file_every_time(tmp_path):
+    plots.use_style()  # outside a notebook it leaves the display alone
+    for name in ("a.svg", "b.svg"):
+        fig, (left, _) = plots.panels(2)
+        left.plot([1, 2], label="x")
+        fig.savefig(tmp_path / name, metadata={"Date": None})
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
