@@ -513,8 +513,9 @@ def test_the_first_look_learns_more_than_chance_from_one_drawing(no_data, capsys
 
 
 def test_figures_draw_every_row(reduced):
-    left, right = figures.reduced(reduced).axes
-    assert [text.get_text() for text in left.get_legend().get_texts()] == list(ROWS)
+    fig = figures.reduced(reduced)
+    left, right = fig.axes
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(ROWS)
     drawn = {line.get_label(): line.get_ydata() for line in left.lines}
     assert drawn["MAML"].tolist() == tables.curve(reduced)["MAML"].dropna().tolist()
     assert len(right.containers) == 2 * len(ROWS)

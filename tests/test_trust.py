@@ -1387,3 +1387,12 @@ def test_a_diverging_loop_in_single_precision_says_how_far_it_went_and_when_a_st
         DivergenceError, match=r"last finite update had the norm [\d.]+e\+\d+\..*stable below 2 / the largest eigenvalue"
     ):
         meta_gradient(AMAML(5000.0, Euler(50)), problem, torch.full((2,), 3.0), tasks)
+
+
+def test_randomness_is_named_though_two_calls_happen_to_agree():
+    """In half precision one pair of losses in some hundreds is equal."""
+    factors = iter([1.0, 1.0, 1.3, 0.8, 1.1, 0.9, 1.2, 0.7])
+    _, _, tasks = regression()
+    problem = Problem(Noisy(lambda x: x * next(factors)).double(), mse_loss)
+    with pytest.raises(ValueError, match="is random"):
+        meta_gradient(METHODS[0], problem, problem.initial_parameters(), tasks)
