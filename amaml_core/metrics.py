@@ -48,12 +48,14 @@ def nrmse(prediction: Tensor, target: Tensor, normaliser: Normaliser) -> Tensor:
             scores 1), ``"range"`` (max - min), or ``"norm"`` (root mean square: the score is :math:`\|\hat y-y\|_2/\|y\|_2`).
 
     Raises:
+        TypeError: as :func:`rmse`.
         ValueError: an unknown normaliser, or targets whose scale is zero.
 
     >>> target = torch.tensor([[0.0, 2.0]])
     >>> nrmse(torch.ones(1, 2), target, "standard deviation"), nrmse(torch.ones(1, 2), target, "range")
     (tensor([1.]), tensor([0.5000]))
     """
+    _tensors(prediction, target)
     y = target.flatten(1)  # (B, n)
     scales = {
         "standard deviation": lambda: y.std(1, correction=0),

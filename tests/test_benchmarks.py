@@ -298,7 +298,7 @@ def test_committed_tables_are_valid_and_their_reports_up_to_date(path):
 
 
 def test_the_readme_has_the_table_of_the_measurements():
-    readme, table = report.README.read_text(), results.read(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.csv")
+    readme, table = report.README.read_text(), results.read(report.IN_README)
     assert report.with_table(readme, table) == readme
     slower = table.assign(cpu_seconds=table.cpu_seconds.where(table.contender != "amaml compiled", 2 * table.cpu_seconds))
     assert report.with_table(readme, slower) != readme
@@ -312,7 +312,7 @@ def test_the_readme_has_the_table_of_the_measurements():
 
 
 def test_what_the_readme_says_of_peers_is_so():
-    ratio = report.beside_ours(results.read(ROOT / "benchmarks" / "results" / "amd-epyc-2-cores.csv")).replace("–", float("nan"))
+    ratio = report.beside_ours(results.read(report.IN_README)).replace("–", float("nan"))
     large, few = ratio["network"].isin(["conv", "transformer"]), ratio["network"].eq("mlp") & ratio["B"].eq(5)
     ratio = ratio.drop(columns=["network", "B", "K"]).astype(float)
     level = ratio.loc[~few, "JAX"].drop(ratio.index[large][:1]).dropna()

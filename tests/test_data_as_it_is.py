@@ -220,7 +220,7 @@ def graphs(problem):
     return {name for entry in entries for name, graph in entry.graphs.items() if graph is not None}
 
 
-@pytest.mark.parametrize("metric", [metrics.rmse, metrics.accuracy])
+@pytest.mark.parametrize("metric", [metrics.rmse, metrics.accuracy, partial(metrics.nrmse, normaliser="range")])
 def test_the_packages_metrics_say_that_they_take_tensors_alone(metric):
     x = torch.zeros(2, 3)
     with pytest.raises(TypeError, match=r"not a tuple: write one of your own, metric\(prediction, target\)"):

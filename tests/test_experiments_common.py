@@ -323,6 +323,7 @@ def test_panels_are_as_wide_as_the_text_and_leave_a_place_for_the_legend():
     axes[0].plot([1, 2], label="one")
     plots.below(fig, *axes[0].get_legend_handles_labels())
     assert [text.get_text() for text in fig.axes[3].get_legend().get_texts()] == ["one"] and not fig.legends
+    assert len(plots.panels(1)[1]) == 1
     full, (left, _) = plots.panels(2)
     for n in range(7):
         left.plot([1, 2], label=f"method {n}")

@@ -1,5 +1,6 @@
 """What travels to a machine with a GPU, and what comes back."""
 
+import subprocess
 import sys
 
 import pandas as pd
@@ -58,6 +59,8 @@ def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path):
     assert not images_gpu.run(0.05, [sys.executable, "-c", saves, str(tmp_path / "saved")])
     assert (tmp_path / "saved").exists()
     assert images_gpu.run(1, [sys.executable, "-c", ""])
+    with pytest.raises(subprocess.CalledProcessError):
+        images_gpu.run(1, [sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_records_that_come_back_are_added_to_ours(tmp_path):

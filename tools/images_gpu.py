@@ -115,14 +115,21 @@ def join(data: Path, folder: Path = FOLDER) -> dict[str, int]:
 
 
 def run(minutes: float, command: Sequence[str]) -> bool:
-    """Run a command for at most so many minutes, then interrupt it, so that it saves; whether it came to its end."""
+    """Run a command for at most so many minutes, then interrupt it, so that it saves; whether it came to its end.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{FOLDER / 'site'}"})
     try:
-        return process.wait(60 * minutes) == 0
+        code = process.wait(60 * minutes)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         process.wait()
         return False
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return True
 
 
 def merge(folder: Path, results: Path | None = None) -> int:
@@ -152,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = pack(data_root())
         print(f"{len(parts)} parts of at most {PART_MIB} MiB in {FOLDER}; {FOLDER / 'README'} says what to do with them")
     elif arguments.verb == "join":
-        if wheels := sorted((FOLDER / "wheels").glob("*.whl")):
+        if (wheels := sorted((FOLDER / "wheels").glob("*.whl"))) and not (FOLDER / "site").exists():
             install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(FOLDER / "site")]
             subprocess.run([*install, *map(str, wheels)], check=True)
         for name, count in join(data_root()).items():

@@ -209,7 +209,7 @@ def run(name: str, profile: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    source, began = read_source(name), time.time()
+    began, source = time.time(), read_source(name)
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
     os.environ["AMAML_PROFILE"] = profile

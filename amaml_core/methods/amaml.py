@@ -239,18 +239,19 @@ def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Ta
     """Which task of the chunk left the finite numbers first, at which step, how far it went before, and the likely cause."""
     if reason := not_finite(theta, tasks, phi):
         return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks is not finite, because {reason}"
-    u, last = steps.initial, torch.zeros(len(steps.theta))
+    before = u = steps.initial
     for k in range(len(steps)):
         following = steps.forward(k, u)
         lost = ~following.isfinite().all(1)
         if lost.any():
             task = int(lost.nonzero()[0])
+            last = (u - before)[task].cpu().double().norm()  # in single precision the square overflows first
             return (
                 f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, task {task} first, at inner step "
-                f"{k + 1} of {len(steps)}; its last finite update had the norm {last[task]:.3g}. The inner step size "
+                f"{k + 1} of {len(steps)}; its last finite update had the norm {last:.3g}. The inner step size "
                 f"{steps.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss (a step "
                 "of descent is stable below 2 / the largest eigenvalue of its Hessian): take more steps, "
                 'a shorter horizon, or on_divergence="skip"'
             )
-        last, u = (following - u).double().norm(dim=1), following  # in single precision the square overflows first
+        before, u = u, following
     return f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, and not when it was run again"

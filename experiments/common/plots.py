@@ -55,7 +55,7 @@ def panels(count: int, height: float = 2.7, **options: object) -> tuple[Figure, 
     fig, axes = plt.subplots(rows, 2, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False, **options)
     for spare in axes.flat[count:]:
         spare.set_axis_off()
-        axes[-2, -1].xaxis.set_tick_params(labelbottom=True)
+        axes[max(rows - 2, 0), -1].xaxis.set_tick_params(labelbottom=True)  # of the axes above
     return fig, list(axes.flat)[:count]
 
 

@@ -8,8 +8,8 @@ Chapters "Few-shot characters, first look" and "Few-shot images, seven rows" sho
 - ``choice``: a row's trials, each a short training that is judged on tasks of validation classes.
 - ``speed``: what an update costs on a CPU, by each of the ways that made it cheaper.
 
-The sizes whose names begin with ``cpu`` have the paper's tasks and networks, and fewer updates: a row takes one to two hours of one
-core, and may be cut off as well.
+The sizes whose names begin with ``cpu`` or ``gpu`` have the paper's tasks and networks, and fewer updates; they may be cut off as
+well.
 
 With the same release and processor a training repeats to the bit. With other rounding, single precision through batch norm soon
 takes another course. In the cell that was compared (A-MAML, T=0.5) two thirds of the tasks then had another accuracy, and the mean

@@ -85,7 +85,7 @@ SIZES |= {
         _CPU, data="mini-imagenet", pooled=True, updates=1000, trial_updates=100, measure_every=200, trials="cpu-mini-imagenet"
     ),
 }
-# As many as a GPU does in an hour or two; the recipes are those of the full size, the updates the same for all rows.
+# The recipes of the full size with fewer updates, the same for all rows.
 SIZES |= {f"gpu-{name}": replace(SIZES[name], updates=10_000, equal_budget=True, measure_every=1000) for name in PAPER_TASKS}
 # The sizes with the paper's task and network, the most updates first.
 SIZES_OF = {name: (name, f"gpu-{name}", f"cpu-{name}") for name in PAPER_TASKS}

@@ -56,16 +56,18 @@ def speed(size: Size) -> pd.DataFrame:
         "with the graphs of the steps kept": (alone, {TIMED[0]: make_method(TIMED[0], recipe, graphs=True)}),
     }
 
+    work = {
+        (row, way): lambda problem=problem, method=method: meta_gradient(method, problem, problem.initial_parameters(), tasks)
+        for way, (problem, methods) in ways.items()
+        for row, method in methods.items()
+    }
+    counted = {(row, way): flops(function) for (row, way), function in work.items() if way != "all tasks at once"}
+
     def measured(note: str) -> Iterator[dict]:
-        work = {
-            (row, way): lambda problem=problem, method=method: meta_gradient(method, problem, problem.initial_parameters(), tasks)
-            for way, (problem, methods) in ways.items()
-            for row, method in methods.items()
-        }
         square = torch.rand(SQUARE, SQUARE, generator=generator("data", 0))
         seconds = medians(work | {("peak", ""): lambda: square @ square}, repeats=3, clock=time.process_time)
-        for (row, way), function in work.items():
-            count = flops(function) if way != "all tasks at once" else flops(work[row, "one task at a time"])
+        for row, way in work:
+            count = counted.get((row, way), counted[row, "one task at a time"])
             yield {"method": row, "way": way + note, "seconds": seconds[row, way], "gflop": count / 1e9,
                    "peak": 2e-9 * SQUARE**3 / seconds["peak", ""]}  # fmt: skip
 

@@ -85,7 +85,7 @@ def make_problem(size: Size, seed: int, device: torch.device | str = "cpu") -> P
 @cache
 def keep_freed_memory() -> bool:
     """Let the C library keep what is freed, for the rest of the process. By default it gives large tensors back to the system, and
-    convolutions spend a quarter of their time on getting them anew. Says whether the library could be told (glibc alone can)."""
+    convolutions spend much of their time on getting them anew. Says whether the library could be told (glibc alone can)."""
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
