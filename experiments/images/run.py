@@ -125,8 +125,8 @@ def run(cell: Cell, scratch: Path) -> pd.DataFrame:
     size, row = SIZES[settings["size"]], settings.get("row")
     if cell.kind == "speed":
         return speed(size)
-    device = torch.device("cuda" if size.gpu and torch.cuda.is_available() else "cpu")
-    if size.cpu:
+    device = torch.device("cuda" if size.large and torch.cuda.is_available() else "cpu")
+    if size.large:
         keep_freed_memory()
     if cell.kind == "choice":
         return choice(row, size, cell.seed, device)

@@ -29,16 +29,16 @@ class Size:
         batch, updates: tasks of a meta-batch, and meta updates; a recipe may say otherwise.
         equal_budget: whether it may not.
         rows, seeds: what is trained, each with each.
-        trial_updates: meta updates of each trial of a choice; 0 where nothing is chosen and the rows' own papers say the settings.
+        trial_updates: meta updates of each trial of a choice; 0 where nothing is chosen, or it was at another size.
         measure_every: meta updates between two points of the learning curve, on validation tasks; 0 for no curve.
         seconds: of training, after which a row is tested with what it has learnt by then; ``None`` for no limit.
         validation_tasks, test_tasks: how many.
         measured: numbers of inner steps at test time, beside the row's own.
         stand_in: classes of a stand-in for absent data; 0 where no stand-in will do.
-        trials: which of ``TRIALS``.
-        gpu: whether it takes one.
-        cpu: whether it is made for one: tasks come one at a time, and neither the graphs of A-MAML's steps nor freed memory are
-            given back.
+        trials: of which ``TRIALS`` one is chosen; ``None`` for the settings of the rows' own papers.
+        large: whether a GPU trains it where there is one. On a CPU tasks then come one at a time, and neither the graphs of the
+            steps nor freed memory are given back.
+        gpu: whether there must be one.
     """
 
     data: str = "omniglot"
@@ -58,9 +58,9 @@ class Size:
     test_tasks: int = 600
     measured: tuple[int, ...] = MEASURED
     stand_in: int = 0
-    trials: str = "reduced"
+    trials: str | None = "reduced"
+    large: bool = False
     gpu: bool = False
-    cpu: bool = False
 
     @property
     def validates(self) -> bool:
@@ -74,19 +74,22 @@ SIZES = {
     ),
     "book": Size(updates=100, trial_updates=30, test_tasks=100, stand_in=120),
     "reduced": Size(updates=500, trial_updates=100),
-    "omniglot": Size(way=20, filters=64, batch=16, updates=60_000, gpu=True),
-    "mini-imagenet": Size(data="mini-imagenet", query=15, pooled=True, updates=60_000, gpu=True),
+    "omniglot": Size(way=20, filters=64, batch=16, updates=60_000, trials=None, large=True, gpu=True),
+    "mini-imagenet": Size(data="mini-imagenet", query=15, pooled=True, updates=60_000, trials=None, large=True, gpu=True),
 }
 # The paper's tasks and networks, with updates that two cores can do.
-_CPU = Size(updates=2500, equal_budget=True, trial_updates=150, measure_every=250, measured=(0, 1, 2, 3, 5, 10, 20), cpu=True)
+_CPU = Size(updates=2500, equal_budget=True, trial_updates=150, measure_every=250, measured=(0, 1, 2, 3, 5, 10, 20), large=True)
 SIZES |= {
     "cpu-omniglot": replace(_CPU, way=20, filters=64, trials="cpu-omniglot"),
     "cpu-mini-imagenet": replace(
-        _CPU, data="mini-imagenet", pooled=True, updates=1000, trial_updates=100, measure_every=200, trials="cpu-mini-imagenet"
+        _CPU, data="mini-imagenet", pooled=True, updates=1500, trial_updates=100, measure_every=150, trials="cpu-mini-imagenet"
     ),
 }
-# The recipes of the full size with fewer updates, the same for all rows.
-SIZES |= {f"gpu-{name}": replace(SIZES[name], updates=10_000, equal_budget=True, measure_every=1000) for name in PAPER_TASKS}
+# The same for longer, with what was chosen there.
+SIZES |= {
+    f"gpu-{name}": replace(SIZES[f"cpu-{name}"], updates=10_000, trial_updates=0, measure_every=1000, gpu=True)
+    for name in PAPER_TASKS
+}
 # The sizes with the paper's task and network, the most updates first.
 SIZES_OF = {name: (name, f"gpu-{name}", f"cpu-{name}") for name in PAPER_TASKS}
 FULL = ("reduced", *(size for place in (2, 1, 0) for size in (SIZES_OF[name][place] for name in PAPER_TASKS)))
@@ -204,8 +207,8 @@ PUBLISHED: dict[str, dict[str, Recipe]] = {
 
 
 def recipe(row: str, size: Size) -> Recipe:
-    """The row's recipe at a size, complete: chosen among the trials where something is chosen, else published for its data."""
-    found = TRIALS[size.trials][row][CHOSEN[size.trials][row]] if size.trial_updates else PUBLISHED[size.data][row]
+    """The row's recipe at a size, complete: the one chosen among the size's trials, or the one published for its data."""
+    found = TRIALS[size.trials][row][CHOSEN[size.trials][row]] if size.trials else PUBLISHED[size.data][row]
     return found.at(size)
 
 
@@ -240,10 +243,11 @@ def _cells(name: str, seed: int | None) -> list[Cell]:
     choices = [
         {"size": name, "row": row, "trial_updates": size.trial_updates, "trials": "; ".join(map(str, TRIALS[size.trials][row]))}
         for row in size.rows
+        if size.trial_updates
     ]
     trained = [{"size": name, "row": row} | recipe(row, size).settings() for row in size.rows]
     return [
-        *([Cell("images", "speed", {"size": name}, 0)] if size.cpu else []),
-        *(Cell("images", "choice", settings, 0) for settings in choices if size.trial_updates),
+        *([Cell("images", "speed", {"size": name}, 0)] if size.large and not size.gpu else []),
+        *(Cell("images", "choice", settings, 0) for settings in choices),
         *(Cell("images", "accuracy", settings, s) for settings in trained for s in (size.seeds if seed is None else (seed,))),
     ]

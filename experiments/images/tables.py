@@ -107,7 +107,7 @@ def sizes(names: Sequence[str]) -> pd.DataFrame:
     """A column for each of some sizes, a row for each of their attributes that are not the same in all."""
     table = pd.DataFrame({name: asdict(SIZES[name]) for name in names})
     different = table.apply(lambda values: len({str(v) for v in values}) > 1, axis=1)
-    return table[different & ~table.index.isin(["gpu", "cpu", "trials"])]
+    return table[different & ~table.index.isin(["large", "gpu", "trials"])]
 
 
 def recipes() -> pd.DataFrame:

@@ -22,7 +22,7 @@ from amaml_core.samplers import ImageSampler, split_classes
 from amaml_core.tasks import Tasks
 from amaml_core.training import FitResult
 
-from ..common.training import generator, image_network, seeded
+from ..common.training import by_adjoint, generator, image_network, seeded
 from .settings import META_LR, Recipe, Size, make_method
 
 SAVE_EVERY_SECONDS = 30.0  # as fit saves its checkpoint
@@ -75,11 +75,12 @@ def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
 
 
 def make_problem(size: Size, seed: int, device: torch.device | str = "cpu") -> Problem:
-    """The network of a size with cross entropy; compiled on a GPU, one task at a time at the sizes for a CPU."""
+    """The network of a size with cross entropy. On a GPU, where its steps are captured and replayed, as many tasks are handled at
+    once as fit any memory; on a CPU, where a network is large, one."""
+    device = torch.device(device)
     model = seeded(image_network(size.filters, size.way, 1 if size.data == "omniglot" else 3, size.pooled), seed)
-    # 25 test tasks at once fit any memory.
-    chunk = 1 if size.cpu else 25
-    return Problem(model.to(device), nn.functional.cross_entropy, compile=torch.device(device).type == "cuda", chunk_size=chunk)
+    chunk = 1 if size.large and device.type == "cpu" else 25
+    return Problem(model.to(device), nn.functional.cross_entropy, chunk_size=chunk)
 
 
 @cache
@@ -173,7 +174,9 @@ def train(
     Raises:
         DivergenceError: an update is not finite, or the inner loop on a validation task.
     """
-    method, measure = make_method(row, recipe, size.cpu), None
+    # On a GPU the steps of an adjoint are captured and replayed, and those that are unrolled are not.
+    on_gpu, measure = next(problem.model.parameters()).is_cuda, None
+    method = by_adjoint(make_method(row, recipe)) if on_gpu else make_method(row, recipe, graphs=size.large)
     if size.measure_every:
         tasks, tested = data.validation(generator("validation", seed)), as_tested(row, recipe)
         measure = lambda theta: validate(tested, problem, theta, tasks, recipe.test_steps)  # noqa: E731
