@@ -31,7 +31,7 @@ def test_gradients_are_those_of_the_cpu(case, compile):
     problem, theta, tasks = CASES[case]()
     method = AMAML(0.4, Euler(5))
     expected = meta_gradient(method, problem, theta, tasks).gradient
-    fast, *inputs = moved(problem, theta, tasks, compile=compile)
+    fast, *inputs = moved(problem, theta, tasks, compile=compile, trace_after=0)
     for _ in range(2):  # the second call replays what the first one captured
         assert relative(meta_gradient(method, fast, *inputs).gradient.cpu(), expected) < 1e-9
     kept = [fast.graphs.get(key) for key in fast.graphs.keys()]

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -132,13 +133,18 @@ def run(minutes: float, command: Sequence[str]) -> bool:
     return True
 
 
-def merge(folder: Path, results: Path | None = None) -> int:
-    """Add the image records in a folder to ours; how many there were."""
+def merge(folder: Path, results: Path | None = None, commit: str = "unknown") -> int:
+    """Add the image records in a folder to ours; how many there were.
+
+    Args:
+        commit: of the code that travelled, for records that were made outside a checkout and do not know it.
+    """
     from experiments.common import records
 
     found = records.read("images", folder)
     for record in found:
-        records.write(record, "images", results or records.RESULTS)
+        known = replace(record, commit=commit) if record.commit == "unknown" else record
+        records.write(known, "images", results or records.RESULTS)
     return len(found)
 
 
@@ -152,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.add_argument("--minutes", type=float, default=8.0)
     merges = verbs.add_parser("merge", help="add the records that came back")
     merges.add_argument("folder", type=Path)
+    merges.add_argument("--commit", default="unknown", help="of the checkout that travelled, where it travelled without .git")
     arguments = parser.parse_args(argv)
     from amaml_core.locations import data_root
 
@@ -168,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cells = [sys.executable, "-m", "experiments", "--out", str(FOLDER / "back"), "--only", "images size=gpu"]
         print("all cells have a record" if run(arguments.minutes, cells) else "not at the end: run it again")
     else:
-        print(f"{merge(arguments.folder)} records added")
+        print(f"{merge(arguments.folder, commit=arguments.commit)} records added")
 
 
 if __name__ == "__main__":
