@@ -80,7 +80,7 @@ def test_a_cell_gives_tidy_rows_and_repeats_to_the_bit(method):
 
 def test_the_cells_cover_the_recipe_and_one_change_at_a_time():
     full = [c for c in settings.cells("full")]
-    assert len({c.name for c in full}) == len(full) == 4 * 5 * 7 + 2 * 3 * 6
+    assert len({c.name for c in full}) == len(full) == 4 * 5 * 7 + 2 * 6 + 2 + 5
     first = full[: 5 * 4 * 7]
     assert all((c.settings["weight"], c.settings["steps"], c.settings["outer"]) == (1.0, 50, "SGD") for c in first)
 

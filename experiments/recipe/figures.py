@@ -12,13 +12,11 @@ from .settings import FAMILIES, METHODS, SHOTS, UNTRAINED
 from .tables import VARIANTS, theirs
 from .tables import curves as over_training
 
-PANELS = [(family, shots) for family in FAMILIES for shots in SHOTS]
-
-
-def _grid(left: str, right: str) -> tuple[Figure, list[tuple[str, int, Axes, Axes]]]:
+def _grid(left: str, right: str, numbers: tuple[int, ...] = SHOTS) -> tuple[Figure, list[tuple[str, int, Axes, Axes]]]:
     """A row of two axes for each family and number of shots, left and right titled."""
-    fig, axes = panels(2 * len(PANELS), height=2.3, sharex=True, sharey=True)
-    rows = [(*panel, *axes[2 * place : 2 * place + 2]) for place, panel in enumerate(PANELS)]
+    places = [(family, shots) for family in FAMILIES for shots in numbers]
+    fig, axes = panels(2 * len(places), height=2.3, sharex=True, sharey=True)
+    rows = [(*panel, *axes[2 * place : 2 * place + 2]) for place, panel in enumerate(places)]
     for family, shots, *row in rows:
         for axis, what in zip(row, (left, right), strict=True):
             axis.set_title(f"{TITLES[family]}, {shots} shots: {what}")
@@ -46,8 +44,8 @@ def curves(found: pd.DataFrame) -> Figure:
 
 
 def variants(table: pd.DataFrame, method: str = "A-MAML") -> Figure:
-    """One method's support and held-out errors under the recipe and with one thing changed at a time."""
-    fig, rows = _grid("support", "held-out")
+    """One method's support and held-out errors under the recipe and with one thing changed at a time, with the fewer shots."""
+    fig, rows = _grid("support", "held-out", SHOTS[:1])
     shades = dict(zip(VARIANTS, (COLOURS[method], *seaborn.color_palette("flare", len(VARIANTS) - 1)), strict=True))
     figure = theirs()
     for variant, colour in shades.items():
@@ -61,5 +59,6 @@ def variants(table: pd.DataFrame, method: str = "A-MAML") -> Figure:
                     band(axis, plain, COLOURS[UNTRAINED], ls=dashes(UNTRAINED), label=UNTRAINED)
                     dots = figure[figure["family"].eq(family) & figure["shots"].eq(shots) & figure["method"].eq(method)]
                     axis.plot(dots["step"], dots["published"], "o", color=colour, ms=6, mec="white", mew=0.5)
-    below(fig, *rows[0][2].get_legend_handles_labels())
+    handles = {label: handle for *_, axis, _ in rows for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    below(fig, [*handles.values()], [*handles])  # not every change was tried for every family
     return fig

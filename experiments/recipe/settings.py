@@ -65,6 +65,15 @@ SIZES = {
 }
 
 
+# What is changed in the recipe, one at a time and with the fewer shots alone; for which families, and which methods. More steps are
+# nothing to MAML with one, and cost the others four times as much: one family has to do.
+CHANGES: tuple[tuple[dict, tuple[str, ...], tuple[str, ...]], ...] = (
+    ({"weight": 0.0}, FAMILIES, METHODS),
+    ({"outer": "Adam"}, FAMILIES, ("A-MAML",)),
+    ({"steps": 200}, ("alpine",), tuple(method for method in METHODS if method != "MAML-1")),
+)
+
+
 def make_method(setting: Setting) -> Method:
     """The method with its inner steps. The proximal term of the inner loss is the problem's; iMAML's own is the same."""
     steps = {"MAML": max(1, setting.steps // 10), "MAML-1": 1}.get(setting.method, setting.steps)
@@ -78,17 +87,17 @@ def make_method(setting: Setting) -> Method:
 
 
 def settings(size: str) -> list[tuple[Setting, int]]:
-    """All trainings of a size with their seeds, those that say most first: the recipe; then, with the fewer shots alone, without
-    proximal terms, with Adam outside, and with more inner steps."""
+    """All trainings of a size with their seeds, those that say most first: the recipe; then ``CHANGES``."""
     many, some = SIZES[size].seeds
-    found = []
-    for changed, seeds in (({}, many), ({"weight": 0.0}, some), ({"outer": "Adam"}, some), ({"steps": 200}, some)):
-        for seed in range(seeds):
-            for shots in SHOTS[:1] if changed else SHOTS:
-                for family in FAMILIES:
-                    for method in (*METHODS, *([UNTRAINED] if not changed else [])):
-                        found.append((Setting(family=family, shots=shots, method=method, **changed), seed))
-    return found
+    recipe = [
+        (Setting(family=family, shots=shots, method=method), seed)
+        for seed in range(many) for shots in SHOTS for family in FAMILIES for method in (*METHODS, UNTRAINED)
+    ]  # fmt: skip
+    changed = [
+        (Setting(family=family, shots=SHOTS[0], method=method, **change), seed)
+        for change, families, methods in CHANGES for seed in range(some) for family in families for method in methods
+    ]  # fmt: skip
+    return recipe + changed
 
 
 def cells(size: str, seed: int | None = None) -> list[Cell]:
