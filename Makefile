@@ -75,7 +75,7 @@ notebooks: $(READY)  ## run every chapter at PROFILE, into _runs/PROFILE
 _runs/$(PROFILE)/%.ipynb: book/src/%.md $(INPUTS) tools/notebooks.py $(READY)
 	@$(PY) -m tools.notebooks run $* --profile $(PROFILE)
 
-notebook: $(READY)  ## run one chapter: make notebook NB=06_collaborative_filtering PROFILE=book
+notebook: $(READY)  ## run one chapter: make notebook NB=12_collaborative_filtering PROFILE=book
 	@$(if $(NB),,$(error say which: make notebook NB=NAME, NAME one of $(NAMES)))
 	@$(PY) -m tools.notebooks run $(NB) --profile $(PROFILE)
 	@echo "The executed chapter is _runs/$(PROFILE)/$(NB).ipynb"

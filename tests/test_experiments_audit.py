@@ -357,7 +357,7 @@ def test_errors_are_pooled_over_seeds_in_the_geometric_mean_and_cosines_in_the_m
 
 # ------------------------------------------------------------------------------------------- what the chapter says of records
 
-CHAPTER = (Path(__file__).resolve().parents[1] / "book" / "src" / "10_audit.md").read_text()
+CHAPTER = (Path(__file__).resolve().parents[1] / "book" / "src" / "18_audit.md").read_text()
 
 
 @pytest.fixture(scope="module")

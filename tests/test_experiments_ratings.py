@@ -467,7 +467,7 @@ def test_the_papers_claims_are_judged_on_columns_with_two_seeds_or_more():
 
 
 def test_every_number_in_the_text_is_a_fact_and_every_fact_is_in_the_text():
-    text = (CHAPTERS / "11_ratings_full.md").read_text()
+    text = (CHAPTERS / "17_published_ratings.md").read_text()
     errors, gap = ratings_gap.tables.recorded("errors"), compared()
     known = facts() | ratings_gap.claims.facts(errors, gap)
     assert set(re.findall(r"\{glue:text\}`([^`]+)`", text)) == set(known)

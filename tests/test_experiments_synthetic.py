@@ -495,7 +495,7 @@ def test_claims_of_horizons_follow_from_the_records():
 
 
 def test_every_number_that_the_chapter_glues_is_made_by_code(curves):
-    source = (records.ROOT / "book" / "src" / "05_synthetic_regression.md").read_text()
+    source = (records.ROOT / "book" / "src" / "11_synthetic_regression.md").read_text()
     said = set(re.findall(r"\{glue:text\}`synthetic-([\w-]+)`", source))
     made = {*facts.of_curves(curves), *facts.of_distances(curves), *facts.of_order(curves)}
     made |= {f"horizon-{name}" for name in facts.of_horizons(tables.recorded("horizons"))}

@@ -383,7 +383,7 @@ def test_the_text_quotes_what_the_records_say(recorded):
 
 
 def test_text_and_numbers_have_the_same_labels(recorded):
-    source = (Path(__file__).parents[1] / "book" / "src" / "09_tradeoff.md").read_text()
+    source = (Path(__file__).parents[1] / "book" / "src" / "15_tradeoff.md").read_text()
     quoted = {part.split("`")[1] for part in source.split("{glue:text}")[1:]}
     assert quoted == set(facts.facts(recorded))
 

@@ -10,7 +10,7 @@ import nbformat
 from amaml_core.records import write_beside
 from tools.notebooks import NOTEBOOKS
 
-CHAPTER, FIGURE = "01_maml_memory", "fig-graph-growth"
+CHAPTER, FIGURE = "02_maml_memory", "fig-graph-growth"
 TARGET = NOTEBOOKS / "_static" / "readme.svg"
 
 
