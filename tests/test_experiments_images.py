@@ -75,7 +75,7 @@ def test_every_published_row_has_a_cell_at_every_size_and_those_for_a_gpu_are_le
 def test_every_cell_of_the_full_size_has_a_record_and_every_record_its_cell(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # what a machine without a GPU can run
     cells = settings.cells("full")
-    assert not [c for c in missing(cells) if not SIZES[c.settings["size"]].cpu]
+    assert not [c for c in missing(cells) if not SIZES[c.settings["size"]].large]
     found = {(r.kind, json.dumps(r.settings, sort_keys=True), r.seed) for r in records.read("images")}
     assert found <= {c.key for c in cells}
 
@@ -91,6 +91,15 @@ def test_a_size_says_its_rows_seeds_and_updates_and_takes_the_recipes_of_its_dat
     assert settings.recipe("MAML", size) == Recipe(5, 0.1, 5, None, 16, 1000)
     equal = replace(size, equal_budget=True)
     assert {(r.batch, r.updates) for r in (settings.recipe(row, equal) for row in ROWS)} == {(16, 1000)}
+
+
+def test_the_longer_sizes_take_what_was_chosen_at_the_shorter_ones():
+    for data in settings.PAPER_TASKS:
+        short, long = SIZES[f"cpu-{data}"], SIZES[f"gpu-{data}"]
+        assert (long.updates, long.gpu, short.gpu) == (10_000, True, False) and long.updates > short.updates
+        for row in ROWS:
+            assert replace(settings.recipe(row, long), updates=short.updates) == settings.recipe(row, short)
+        assert {c.kind for c in settings.cells(f"gpu-{data}")} == {"accuracy"}
 
 
 def test_all_rows_have_as_many_trials_and_a_horizon_is_that_of_its_row():
@@ -131,9 +140,13 @@ def test_reptile_as_its_authors_have_it_takes_adam_and_minibatches_and_a_meta_st
 
 
 def test_an_update_is_timed_by_every_way_and_its_operations_are_counted():
-    tiny, threads = replace(SIZES["cpu-omniglot"], way=2, query=1, filters=4, batch=2), torch.get_num_threads()
+    tiny, threads = replace(SIZES["cpu-omniglot"], way=4, query=4, filters=4, batch=2), torch.get_num_threads()
     found = speed.speed(tiny).set_index(["method", "way"])
-    assert (found > 0).all().all() and len(found) in (7, 14) and torch.get_num_threads() == threads
+    assert (found[["seconds", "gflop", "peak"]] > 0).all().all() and len(found) in (14, 21) and torch.get_num_threads() == threads
+    trained = found.xs(speed.AS_TRAINED, level="way")
+    assert list(trained.index) == list(ROWS) and trained["steps"]["FOMAML"] == str(settings.recipe("FOMAML", tiny))
+    assert trained["gflop"]["FOMAML"] < trained["gflop"]["MAML"] < trained["gflop"]["A-MAML, T=1.0"]
+    assert beside.cost(found.reset_index()).equals(trained["seconds"]) and beside.cost(pd.DataFrame()).empty
     gflop = found["gflop"].xs("one task at a time", level="way")
     # An exact gradient takes the derivative of each step, and without its graph the step itself once more.
     assert gflop["FOMAML"] < gflop["MAML"] < gflop["A-MAML, T=0.5"]
@@ -250,12 +263,9 @@ NOTHING = dict.fromkeys([size for sizes in settings.SIZES_OF.values() for size i
 
 
 def as_at_a_cpu_size(reduced):
-    """Rows as of a size for a CPU: those of the reduced size, with a learning curve of which each point took a minute."""
+    """Rows as of a size for a CPU: those of the reduced size, with a learning curve of three points."""
     curve = reduced[reduced["step"].eq(reduced["test_steps"]) & ~reduced["alone"].astype(bool)]
-    points = [curve.assign(set="validation", update=100 * n, seconds=60.0 * n) for n in (1, 2, 3)]
-    slow = pd.concat(points)
-    slow["seconds"] *= np.where(slow["row"].eq("FOMAML"), 1, 2)
-    return pd.concat([reduced, slow], ignore_index=True)
+    return pd.concat([reduced, *(curve.assign(set="validation", update=100 * n) for n in (1, 2, 3))], ignore_index=True)
 
 
 def test_claims_of_the_paper_are_decided_after_the_most_updates_that_there_are_and_say_how_many(reduced):
@@ -284,16 +294,20 @@ def test_the_table_beside_the_papers_says_how_many_updates_a_number_has(reduced,
     assert rows.loc[[("omniglot", "MAML")]]["mean"].item() == tables.accuracy(reduced, "MAML").mean
 
 
-def test_rows_are_compared_at_equal_updates_and_at_equal_time(reduced):
-    found = beside.at_equal_time(as_at_a_cpu_size(reduced))
+def test_rows_are_compared_at_equal_updates_and_at_equal_work(reduced):
+    seconds = pd.Series(1.2, ROWS)
+    seconds["FOMAML"] = 0.6
+    found = beside.at_equal_cost(as_at_a_cpu_size(reduced), seconds)
     assert found["updates"].eq(300).all() and found["seconds an update"]["FOMAML"] == pytest.approx(0.6)
     then = found["updates in 3 min"]
     assert then["FOMAML"] == 300 and then.drop("FOMAML").eq(100).all() and list(found.index) == list(ROWS)
     assert found["accuracy after them"]["MAML"] == pytest.approx(tables.accuracy(reduced, "MAML").mean)
-    assert beside.at_equal_time(pd.DataFrame()).empty
-    left, right = figures.learning({"Omniglot": as_at_a_cpu_size(reduced)}).axes
-    assert [line.get_label() for line in left.lines] == list(ROWS) and right.lines[1].get_xdata().tolist() == [1, 2, 3]
-    assert figures.learning({"Omniglot": pd.DataFrame()}).axes
+    assert beside.at_equal_cost(pd.DataFrame(), seconds).empty
+    assert beside.at_equal_cost(as_at_a_cpu_size(reduced), pd.Series(dtype=float)).empty
+    left, right = figures.learning({"Omniglot": as_at_a_cpu_size(reduced)}, {"Omniglot": seconds}).axes
+    assert [line.get_label() for line in left.lines] == list(ROWS)
+    assert right.lines[1].get_xdata() == pytest.approx([1, 2, 3])  # FOMAML, at 0.6 s an update
+    assert figures.learning({"Omniglot": pd.DataFrame()}, {"Omniglot": seconds}).axes
 
 
 # ------------------------------------------------------------------------------------------------------------- intervals

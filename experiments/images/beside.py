@@ -11,6 +11,7 @@ from ..common.claims import Claim, decide
 from ..common.published import published
 from ..common.tables import NOT_RUN
 from .settings import PAPER_TASKS, PUBLISHED, ROWS, SIZES, SIZES_OF
+from .speed import AS_TRAINED
 from .tables import accuracy, difference, final, lost, over, paper, percent, recorded, said
 
 BEST = "A-MAML, T=1.0"  # the paper's best row of its own
@@ -50,29 +51,42 @@ def at_paper_size(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(found).reindex(list(ROWS))
 
 
-def at_equal_time(table: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy (%) of each row, at equal updates and at equal seconds of training: those of the row that took the
-    fewest for all its updates.
+def cost(measured: pd.DataFrame) -> pd.Series:
+    """CPU seconds of an update of each row as it is trained, from rows of the kind ``speed``; empty without them."""
+    if measured.empty:
+        return pd.Series(dtype=float)
+    return measured[measured["way"].eq(AS_TRAINED)].set_index("method")["seconds"]
+
+
+def at_equal_cost(table: pd.DataFrame, seconds: pd.Series) -> pd.DataFrame:
+    """Validation accuracy (%) of each row, at equal updates and at equal work: that of the row whose updates cost least in all.
+
+    Rows were trained on machines of several kinds, several at once. So work is not what a clock said there, but the number of
+    updates times what one costs on one core.
+
+    Args:
+        seconds: of :func:`cost`.
 
     Returns:
-        For each row the seconds of an update, the accuracy at the ``end`` of its updates, how many updates fit into the time of the
-        fastest row (the last measured point of the learning curve within it), and the accuracy there; means over training seeds.
-        Empty without records.
+        For each row the CPU seconds of an update, the accuracy at the end of its updates, how many updates the least work pays for
+        (the last measured point of the learning curve within it), and the accuracy there; means over training seeds. Empty without
+        records.
     """
-    if table.empty:
-        return table
+    if table.empty or seconds.empty:
+        return pd.DataFrame()
     seen = percent(table[table["set"].eq("validation")])
-    points = seen.groupby(["row", "seed", "update"]).agg(accuracy=("accuracy", "mean"), seconds=("seconds", "first")).reset_index()
+    points = seen.groupby(["row", "seed", "update"])["accuracy"].mean().reset_index()
+    points["work"] = points["update"] * points["row"].map(seconds)
     last = points.loc[points.groupby(["row", "seed"])["update"].idxmax()].set_index(["row", "seed"])
-    time = last["seconds"].min()
-    within = points[points["seconds"] <= time]
+    least = last["work"].min()
+    within = points[points["work"] <= least]
     there = within.loc[within.groupby(["row", "seed"])["update"].idxmax()].set_index(["row", "seed"])
     wide = pd.DataFrame(
         {
-            "seconds an update": last["seconds"] / last["update"],
+            "seconds an update": last["work"] / last["update"],
             "updates": last["update"],
             "accuracy after them": last["accuracy"],
-            f"updates in {time / 60:.0f} min": there["update"].reindex(last.index, fill_value=0),
+            f"updates in {least / 60:.0f} min": there["update"].reindex(last.index, fill_value=0),
             "accuracy after these": there["accuracy"],
         }
     )

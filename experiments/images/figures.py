@@ -14,6 +14,7 @@ from amaml_core.tasks import Tasks
 from ..common.plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, adaptation_curves, below, panels
 from .settings import FIRST_ROWS, ROWS
 from .tables import accuracy, curve, lost, own_steps, percent
+from .tables import learning as curves_of_training
 
 LOOKS = dict(zip(ROWS, zip((RED, PURPLE, ORANGE, GREEN, GREY, BLUE, SKY), "s^vDPoX", strict=True), strict=True))
 
@@ -45,18 +46,22 @@ def first_look(table: pd.DataFrame, history: pd.DataFrame, way: int) -> Figure:
     return fig
 
 
-def learning(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Learning curves on validation tasks, over updates and over minutes of training; a line of charts for each data set."""
+def learning(tables: Mapping[str, pd.DataFrame], costs: Mapping[str, pd.Series]) -> Figure:
+    """Learning curves on validation tasks, over updates and over what they cost; a line of charts for each data set.
+
+    Args:
+        costs: CPU seconds of an update by row, of :func:`beside.cost`.
+    """
     fig, axes = panels(2 * len(tables), height=3, sharey="row")
     for (name, table), left, right in zip(tables.items(), axes[::2], axes[1::2], strict=True):
-        seen = percent(table[table["set"].eq("validation")]) if len(table) else pd.DataFrame({"row": []})
-        for row in (row for row in ROWS if row in set(seen["row"])):
-            points = seen[seen["row"].eq(row)].groupby("update")[["accuracy", "seconds"]].mean()
-            colour, marker = LOOKS[row]
-            left.plot(points["accuracy"], color=colour, marker=marker, ms=4, lw=1.5, label=row)
-            right.plot(points["seconds"] / 60, points["accuracy"], color=colour, marker=marker, ms=4, lw=1.5)
+        wide = curves_of_training(table)
+        for row in (row for row in ROWS if row in wide):
+            points, (colour, marker) = wide[row].dropna(), LOOKS[row]
+            left.plot(points, color=colour, marker=marker, ms=4, lw=1.5, label=row)
+            if row in costs[name]:
+                right.plot(points.index * costs[name][row] / 60, points, color=colour, marker=marker, ms=4, lw=1.5)
         left.set(title=name, xlabel="meta updates", ylabel="accuracy (%)")
-        right.set(title=name, xlabel="minutes of training on one core")
+        right.set(title=name, xlabel="CPU minutes on one core")
     handles = [plt.Line2D([], [], color=LOOKS[row][0], marker=LOOKS[row][1], label=row) for row in ROWS]
     below(fig, handles, list(ROWS))
     return fig

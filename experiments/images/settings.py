@@ -247,7 +247,7 @@ def _cells(name: str, seed: int | None) -> list[Cell]:
     ]
     trained = [{"size": name, "row": row} | recipe(row, size).settings() for row in size.rows]
     return [
-        *([Cell("images", "speed", {"size": name}, 0)] if size.large and not size.gpu else []),
+        *([Cell("images", "speed", {"size": name}, 0)] if size.large and size.trial_updates else []),
         *(Cell("images", "choice", settings, 0) for settings in choices),
         *(Cell("images", "accuracy", settings, s) for settings in trained for s in (size.seeds if seed is None else (seed,))),
     ]

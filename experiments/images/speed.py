@@ -15,21 +15,22 @@ from amaml_core.meta import Method
 
 from ..common.timing import medians
 from ..common.training import generator
-from .settings import Recipe, Size, make_method
+from .settings import Recipe, Size, make_method, recipe
 from .training import keep_freed_memory, make_problem
 
 TIMED = ("A-MAML, T=0.5", "MAML", "FOMAML")  # five steps of 0.1 each
+AS_TRAINED = "as trained"
 SQUARE = 1024  # rows of the matrices whose product shows what the core can do
 
 
-def random_tasks(size: Size) -> Tasks:
-    """A meta-batch of the size's shapes; what the images show makes no difference to the time."""
+def random_tasks(size: Size, row: str = "") -> Tasks:
+    """A meta-batch of the shapes that a row trains on; what the images show makes no difference to the time."""
     channels, pixels = (1, 28) if size.data == "omniglot" else (3, 84)
     draws = generator("data", 0)
-    labels = torch.arange(size.way).expand(size.batch, -1)
-    images = lambda count: torch.rand(size.batch, count, channels, pixels, pixels, generator=draws)  # noqa: E731
-    queries = labels.repeat_interleave(size.query, dim=1)
-    return Tasks(images(size.way), labels.contiguous(), images(size.way * size.query), queries.contiguous())
+    shot, query = (1 + size.query, 1) if row == "Reptile" else (1, size.query)
+    labels = lambda count: torch.arange(size.way).repeat_interleave(count).expand(size.batch, -1).contiguous()  # noqa: E731
+    images = lambda count: torch.rand(size.batch, size.way * count, channels, pixels, pixels, generator=draws)  # noqa: E731
+    return Tasks(images(shot), labels(shot), images(query), labels(query))
 
 
 def flops(function: Callable[[], object]) -> float:
@@ -40,42 +41,52 @@ def flops(function: Callable[[], object]) -> float:
 
 
 def speed(size: Size) -> pd.DataFrame:
-    """One update of some rows, in five inner steps, timed in turns on one thread.
+    """One update of some rows, in five inner steps, and one of each row as it is trained, timed in turns on one thread.
 
     Returns:
         For each ``method`` and ``way``: median CPU ``seconds`` of a meta-gradient of the size's meta-batch; the ``gflop`` it takes,
-        the same for all ways but the one that keeps the graphs; and ``peak``, the GFLOP a second of a product of square matrices.
+        the same for all ways but the one that keeps the graphs; ``peak``, the GFLOP a second of a product of square matrices; and
+        the ``steps`` in words.
     """
     tasks, together = random_tasks(size), Problem(make_problem(size, 0).model, torch.nn.functional.cross_entropy)
     alone = make_problem(size, 0)  # chunks of one task
-    recipe = Recipe(5, 0.1)
-    plain = {row: make_method(row, recipe) for row in TIMED}
+    five = Recipe(5, 0.1)
+    plain = {row: make_method(row, five) for row in TIMED}
     ways: dict[str, tuple[Problem, dict[str, Method]]] = {
         "all tasks at once": (together, plain),
         "one task at a time": (alone, plain),
-        "with the graphs of the steps kept": (alone, {TIMED[0]: make_method(TIMED[0], recipe, graphs=True)}),
+        "with the graphs of the steps kept": (alone, {TIMED[0]: make_method(TIMED[0], five, graphs=True)}),
     }
-
     work = {
-        (row, way): lambda problem=problem, method=method: meta_gradient(method, problem, problem.initial_parameters(), tasks)
-        for way, (problem, methods) in ways.items()
-        for row, method in methods.items()
+        (row, way): _update(problem, method, tasks) for way, (problem, methods) in ways.items() for row, method in methods.items()
     }
-    counted = {(row, way): flops(function) for (row, way), function in work.items() if way != "all tasks at once"}
+    counts = {(row, way): flops(function) for (row, way), function in work.items() if way != "all tasks at once"}
+    counts |= {(row, "all tasks at once"): counts[row, "one task at a time"] for row in TIMED}  # groups are not counted right
+    chosen = {row: recipe(row, size) for row in size.rows}
+    trained = {
+        (row, AS_TRAINED): _update(alone, make_method(row, chosen[row], graphs=True), random_tasks(size, row)) for row in size.rows
+    }
+    counts |= {key: flops(function) for key, function in trained.items()}
 
-    def measured(note: str) -> Iterator[dict]:
+    def measured(work: dict, note: str = "") -> Iterator[dict]:
         square = torch.rand(SQUARE, SQUARE, generator=generator("data", 0))
         seconds = medians(work | {("peak", ""): lambda: square @ square}, repeats=3, clock=time.process_time)
         for row, way in work:
-            count = counted.get((row, way), counted[row, "one task at a time"])
-            yield {"method": row, "way": way + note, "seconds": seconds[row, way], "gflop": count / 1e9,
-                   "peak": 2e-9 * SQUARE**3 / seconds["peak", ""]}  # fmt: skip
+            yield {"method": row, "way": way + note, "seconds": seconds[row, way], "gflop": counts[row, way] / 1e9,
+                   "peak": 2e-9 * SQUARE**3 / seconds["peak", ""],
+                   "steps": str(chosen[row] if way == AS_TRAINED else five)}  # fmt: skip
 
     with one_thread():
-        rows = list(measured(""))
+        rows = list(measured(work))
         if keep_freed_memory():
-            rows += list(measured(", and freed memory kept"))
+            rows += list(measured(work, ", and freed memory kept"))
+        rows += list(measured(trained))
     return pd.DataFrame(rows)
+
+
+def _update(problem: Problem, method: Method, tasks: Tasks) -> Callable[[], object]:
+    theta = problem.initial_parameters()
+    return lambda: meta_gradient(method, problem, theta, tasks)
 
 
 @contextmanager

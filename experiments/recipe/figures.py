@@ -12,6 +12,7 @@ from .settings import FAMILIES, METHODS, SHOTS, UNTRAINED
 from .tables import VARIANTS, theirs
 from .tables import curves as over_training
 
+
 def _grid(left: str, right: str, numbers: tuple[int, ...] = SHOTS) -> tuple[Figure, list[tuple[str, int, Axes, Axes]]]:
     """A row of two axes for each family and number of shots, left and right titled."""
     places = [(family, shots) for family in FAMILIES for shots in numbers]
