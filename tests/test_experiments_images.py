@@ -146,6 +146,9 @@ def test_an_update_is_timed_by_every_way_and_its_operations_are_counted():
     trained = found.xs(speed.AS_TRAINED, level="way")
     assert list(trained.index) == list(ROWS) and trained["steps"]["FOMAML"] == str(settings.recipe("FOMAML", tiny))
     assert trained["gflop"]["FOMAML"] < trained["gflop"]["MAML"] < trained["gflop"]["A-MAML, T=1.0"]
+    shown = tables.speed(found.reset_index())
+    share = shown["share of the core (%)"] / 100 * found["peak"].to_numpy() * shown["CPU seconds"]
+    assert share.to_numpy() == pytest.approx(shown["GFLOP"].to_numpy()) and tables.speed(pd.DataFrame()).empty
     assert beside.cost(found.reset_index()).equals(trained["seconds"]) and beside.cost(pd.DataFrame()).empty
     gflop = found["gflop"].xs("one task at a time", level="way")
     # An exact gradient takes the derivative of each step, and without its graph the step itself once more.
@@ -482,7 +485,6 @@ def test_a_row_gives_an_accuracy_of_each_test_task_also_after_an_interrupt(no_da
     assert alone.mean == pytest.approx(100 * (tested.loc[tested["alone"], "right"] / 10).mean())
     assert tables.accuracy(finished, "MAML") is None
     assert tables.learning(finished).index.tolist() == [1, 2, 3]
-    assert tables.outline(finished)["tasks"].eq(10).all()
 
 
 def test_a_row_stops_by_itself_when_its_time_is_up_and_is_tested_with_what_it_has(no_data, tmp_path, monkeypatch):
@@ -509,7 +511,8 @@ def test_a_choice_takes_the_best_on_validation_characters_and_passes_over_what_d
 
 @pytest.mark.slow
 def test_the_first_look_learns_more_than_chance_from_one_drawing(no_data, capsys):
-    table, history = running.first_look("smoke", 0)
+    found = running.first_look("smoke", 0)
+    table, history = found.tests, found.history
     assert "stand-in" in capsys.readouterr().err
     size = FIRST_LOOK["smoke"]
     assert len(history) == size.updates * len(FIRST_ROWS)
@@ -524,6 +527,20 @@ def test_the_first_look_learns_more_than_chance_from_one_drawing(no_data, capsys
     }
     assert figures.first_look(table, history, size.way).axes
     assert abs(float(claims.first_facts(table, 5)["images-first-apart"])) < 2
+
+    recipe = FIRST_RECIPE.at(size)
+    tasks = samplers("MAML", size, recipe, 0).test(generator("test", 0))
+    said = running.answers(found, tasks, recipe)
+    for row in FIRST_ROWS:  # the answers are those that the accuracies count
+        right = table[table["row"].eq(row) & table["step"].eq(5)].sort_values("task")["right"].tolist()
+        assert (said[row] == tasks.query_y).sum(1).tolist() == right
+    fig = figures.predictions(tasks[:2], said, size.way, shown=4)
+    assert len(fig.axes) == 2 * (size.way + 1 + 4)
+    for b in range(2):
+        written = [text for axis in fig.axes[b * 10 + 6 : b * 10 + 10] for text in axis.texts]
+        errors = sum(text.get_weight() == "bold" for text in written)
+        wrong = torch.stack([answer[b] != tasks.query_y[b] for answer in said.values()]).sum(0)
+        assert len(written) == 3 * 4 and errors == wrong.sort(descending=True).values[:4].sum()
 
 
 def test_figures_draw_every_row(reduced):

@@ -110,7 +110,7 @@ def below(fig: Figure, handles: list, labels: list[str]) -> None:
     fig.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def say_if_empty(axes: Axes, rows: pd.DataFrame) -> None:
+def say_if_empty(axes: Axes, rows: pd.DataFrame | pd.Series) -> None:
     """Say in the axes that there is nothing to draw."""
     if rows.empty:
         axes.text(0.5, 0.5, "no record", transform=axes.transAxes, ha="center", color="gray")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from amaml_core.tasks import Tasks
 
-from ..common.plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, adaptation_curves, below, panels
+from ..common.plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, adaptation_curves, below, panels, say_if_empty
 from .settings import FIRST_ROWS, ROWS
 from .tables import accuracy, curve, lost, own_steps, percent
 from .tables import learning as curves_of_training
@@ -29,6 +29,37 @@ def tasks(some: Tasks, way: int) -> Figure:
         axis.set_axis_off()
     title = "support: one drawing of each class" + " " * 30 + "query: which is which?"
     axes[0, 0].set_title(title)
+    return fig
+
+
+def predictions(some: Tasks, answers: Mapping[str, torch.Tensor], way: int, shown: int = 8) -> Figure:
+    """A line of images for each task: its support set, and some query images with what each row takes them for below.
+
+    Args:
+        some: B tasks.
+        answers: of :func:`run.answers`.
+        shown: how many query images of a task: those on which the rows err, and do not agree, come first.
+    """
+    fig, axes = plt.subplots(len(some), way + 1 + shown, figsize=(WIDTH, 1.15 * len(some)), layout="constrained", squeeze=False)
+    for b, line in enumerate(axes):
+        for axis in line:
+            axis.set_axis_off()
+        truth, said = some.query_y[b].tolist(), torch.stack([found[b] for found in answers.values()])  # (rows, Q)
+        wrong = (said != some.query_y[b]).sum(0)  # (Q,)
+        chosen = wrong.argsort(descending=True, stable=True)[:shown].sort().values
+        for axis, x, y in zip(line[:way], some.support_x[b], some.support_y[b].tolist(), strict=True):
+            axis.imshow(1 - x[0].numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(f"{y + 1}")
+        words = {"va": "top", "fontsize": "x-small"}
+        heights = [-0.08 - 0.26 * n for n in range(len(answers))]
+        for name, height in zip(answers, heights, strict=True):
+            line[way].text(1.1, height, name, ha="right", transform=line[way].transAxes, **words)
+        for axis, q in zip(line[way + 1 :], chosen.tolist(), strict=True):
+            axis.imshow(1 - some.query_x[b, q, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(f"{truth[q] + 1}")
+            for answer, height in zip(said[:, q].tolist(), heights, strict=True):
+                look = {"color": GREY} if answer == truth[q] else {"color": RED, "weight": "bold"}
+                axis.text(0.5, height, f"{answer + 1}", ha="center", transform=axis.transAxes, **words, **look)
     return fig
 
 
@@ -60,6 +91,8 @@ def learning(tables: Mapping[str, pd.DataFrame], costs: Mapping[str, pd.Series])
             left.plot(points, color=colour, marker=marker, ms=4, lw=1.5, label=row)
             if row in costs[name]:
                 right.plot(points.index * costs[name][row] / 60, points, color=colour, marker=marker, ms=4, lw=1.5)
+        say_if_empty(left, wide)
+        say_if_empty(right, costs[name])
         left.set(title=name, xlabel="meta updates", ylabel="accuracy (%)")
         right.set(title=name, xlabel="CPU minutes on one core")
     handles = [plt.Line2D([], [], color=LOOKS[row][0], marker=LOOKS[row][1], label=row) for row in ROWS]

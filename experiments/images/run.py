@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -141,21 +142,42 @@ def live(size: str, seed: int, rows: tuple[str, ...]) -> pd.DataFrame:
     return live_rows(wanted)["accuracy"]
 
 
-def first_look(size: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Three methods with the same settings, one after another.
+class FirstLook(NamedTuple):
+    """What the first look found.
 
-    Returns:
-        Tests as in :func:`measure`, all with transduction, by ``row``; and the training histories: ``row``, ``meta_step``,
-        ``query_loss``, ``gradient_norm``.
+    Attributes:
+        tests: as in :func:`measure`, all with transduction, by ``row``.
+        history: of the trainings: ``row``, ``meta_step``, ``query_loss``, ``gradient_norm``.
+        thetas: what each row has learnt, (P,).
+        problem: that they are parameters of.
     """
+
+    tests: pd.DataFrame
+    history: pd.DataFrame
+    thetas: dict[str, Tensor]
+    problem: Problem
+
+
+def first_look(size: str, seed: int) -> FirstLook:
+    """Three methods with the same settings, one after another."""
     wanted = FIRST_LOOK[size]
-    recipe, tests, histories = FIRST_RECIPE.at(wanted), [], []
+    recipe, tests, histories, thetas = FIRST_RECIPE.at(wanted), [], [], {}
+    problem = make_problem(wanted, seed)
     for row in wanted.rows:
-        method, problem = make_method(row, recipe), make_problem(wanted, seed)
-        data = samplers(row, wanted, recipe, seed)
+        method, data = make_method(row, recipe), samplers(row, wanted, recipe, seed)
         result, _ = train(row, problem, wanted, recipe, data, seed)
         tasks = data.test(generator("test", seed))
         tested = count_right(method, problem, result.theta, tasks, wanted.measured)
         tests.append(tested.assign(row=row, of=wanted.way * wanted.query, update=len(result.history), data=data.description))
         histories.append(result.history.assign(row=row))
-    return pd.concat(tests, ignore_index=True), pd.concat(histories, ignore_index=True)
+        thetas[row] = result.theta
+    return FirstLook(pd.concat(tests, ignore_index=True), pd.concat(histories, ignore_index=True), thetas, problem)
+
+
+def answers(found: FirstLook, tasks: Tasks, recipe: Recipe) -> dict[str, Tensor]:
+    """Which class each row takes each query image for, after its inner steps: (B, Q) by row."""
+    said = {}
+    for row, theta in found.thetas.items():
+        u = adapt_all(make_method(row, recipe), found.problem, theta, tasks, recipe.test_steps)
+        said[row] = found.problem.predict(u, tasks.query_x).detach().argmax(-1)
+    return said

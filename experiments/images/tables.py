@@ -154,9 +154,15 @@ def learning(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame() if seen.empty else seen.groupby(["update", "row"])["accuracy"].mean().unstack()
 
 
-def outline(table: pd.DataFrame) -> pd.DataFrame:
-    """What a record holds: for each ``set``, ``update``, ``step`` and ``alone`` the number of tasks and their mean accuracy (%)."""
-    return percent(table).groupby(["set", "update", "step", "alone"])["accuracy"].agg(tasks="size", accuracy="mean")
+def speed(measured: pd.DataFrame) -> pd.DataFrame:
+    """What one update costs by each ``way``, from rows of the kind ``speed``: CPU seconds, GFLOP, GFLOP a second, and which share
+    (%) that is of what the core gives for a product of square matrices."""
+    if measured.empty:
+        return pd.DataFrame()
+    rate = measured["gflop"] / measured["seconds"]
+    found = measured.assign(**{"GFLOP/s": rate, "share of the core (%)": 100 * rate / measured["peak"]})
+    found = found.rename(columns={"seconds": "CPU seconds", "gflop": "GFLOP"}).set_index(["way", "method"])
+    return found[["steps", "CPU seconds", "GFLOP", "GFLOP/s", "share of the core (%)"]]
 
 
 def own_steps(table: pd.DataFrame) -> dict[str, int]:
