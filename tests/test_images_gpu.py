@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -74,5 +75,9 @@ def test_records_that_come_back_are_added_to_ours(tmp_path):
         ("back", 1),
         ("ours", 0),
     ]
+    known = {r.commit for r in records.read("images", tmp_path / "ours")}
+    records.write(replace(records.read("images", tmp_path / "back")[0], seed=2, commit="unknown"), "images", tmp_path / "back")
+    images_gpu.merge(tmp_path / "back", tmp_path / "ours", commit="abc+")  # of those that do not know theirs
+    assert {r.commit for r in records.read("images", tmp_path / "ours")} == known | {"abc+"}
     with pytest.raises(FileNotFoundError):
         images_gpu.merge(tmp_path / "none", tmp_path / "ours")

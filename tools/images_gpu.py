@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     verbs.add_parser("join", help="put together what has come")
     runs = verbs.add_parser("run", help="train for some minutes")
     runs.add_argument("--minutes", type=float, default=8.0)
+    runs.add_argument("--jobs", type=int, default=7, help="rows at once; they share the GPU")
     merges = verbs.add_parser("merge", help="add the records that came back")
     merges.add_argument("folder", type=Path)
     merges.add_argument("--commit", default="unknown", help="of the checkout that travelled, where it travelled without .git")
@@ -172,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, count in join(data_root()).items():
             print(f"{name}: {f'{count} parts are missing' if count else 'ready'}")
     elif arguments.verb == "run":
-        cells = [sys.executable, "-m", "experiments", "--out", str(FOLDER / "back"), "--only", "images size=gpu"]
+        back, jobs = str(FOLDER / "back"), str(arguments.jobs)
+        cells = [sys.executable, "-m", "experiments", "--out", back, "--jobs", jobs, "--only", "images size=gpu"]
         print("all cells have a record" if run(arguments.minutes, cells) else "not at the end: run it again")
     else:
         print(f"{merge(arguments.folder, commit=arguments.commit)} records added")

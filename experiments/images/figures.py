@@ -11,7 +11,21 @@ from matplotlib.figure import Figure
 
 from amaml_core.tasks import Tasks
 
-from ..common.plots import BLUE, COLOURS, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, adaptation_curves, below, panels, say_if_empty
+from ..common.plots import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    WIDTH,
+    adaptation_curves,
+    below,
+    panels,
+    say_if_empty,
+)
 from .settings import FIRST_ROWS, ROWS
 from .tables import accuracy, curve, lost, own_steps, percent
 from .tables import learning as curves_of_training
