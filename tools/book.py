@@ -64,21 +64,22 @@ def status(notebooks: dict[str, NotebookNode]) -> str:
 
     Nothing is taken from the machine that renders: what a notebook does not say about its run is not known.
     """
-    lines = ["| chapter | profile | date | run time | commit | made with | code cells | checked |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| | chapter | profile | date | run time | commit | made with | checked |", "|---|---|---|---|---|---|---|---|"]
     places: dict[str, str] = {}  # what it was made with -> the letter of it
     total = 0
     for name, notebook in notebooks.items():
-        run = notebook.metadata.get(RUN)
-        told = ["not recorded", "–", "–", "–", "–"]
+        run, told = notebook.metadata.get(RUN), ["–"] * 5
         if run:
             versions = ", ".join(f"{package} {version}" for package, version in run.versions.items())
             letter = places.setdefault(f"{run.machine}; {versions}", string.ascii_uppercase[len(places) % 26])
-            told = [run.profile, run.date, f"{run.seconds} s", f"`{run.commit}`", letter]
+            told = [run.profile, run.date.replace("-", "\N{NON-BREAKING HYPHEN}"), f"{run.seconds} s", f"`{run.commit}`", letter]
             total += run.seconds
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         checked = sum(CHECKED in cell.metadata.get("tags", []) for cell in code)
-        lines.append(f"| {{doc}}`{name}` | {' | '.join(told)} | {len(code)} | {checked or '–'} |")
-    lines += ["", f"The runs that are recorded took {total / 60:.0f} minutes in all."] if total else []
+        number = name.split("_")[0].lstrip("0") if name[0].isdigit() else ""
+        lines.append(f"| {number} | {{doc}}`{name}` | {' | '.join(told)} | {checked} of {len(code)} |")
+    if total:
+        lines += ["", f"The runs that are recorded took {total / 60:.0f} minutes in all."]
     return "\n".join([*lines, "", *(f"{letter}\n: {place}\n" for place, letter in places.items())])
 
 

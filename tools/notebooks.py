@@ -259,7 +259,7 @@ def _here_and_now(name: str, profile: str) -> dict:
 
     try:
         changed = git("status", "--porcelain", "--", "amaml_core", "experiments", f"book/src/{name}.md")
-        commit = git("rev-parse", "--short=10", "HEAD") + "+" * bool(changed)
+        commit = git("rev-parse", "--short=7", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
