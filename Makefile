@@ -23,7 +23,7 @@ CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
 DATA := $(shell AMAML_DATA='$(AMAML_DATA)' $(PYTHON) -I amaml_core/locations.py)
 INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
-PAGES := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f)
+PAGES := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
 SUBMAKE := +@$(MAKE) --no-print-directory
 
 help:  ## this list

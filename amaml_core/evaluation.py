@@ -41,7 +41,14 @@ class AdamAdaptation:
         positive(self, "weight_decay", or_zero=True)
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """One Adam step ``u (B, P) -> u (B, P)``; the moments live in the returned function, so each call starts afresh."""
+        """One Adam step ``u (B, P) -> u (B, P)``; the moments live in the returned function, so each call starts afresh.
+
+        >>> from amaml_core import Problem, Tasks
+        >>> problem = Problem(torch.nn.Linear(1, 1, bias=False), torch.nn.functional.mse_loss)
+        >>> theta, tasks = torch.tensor([2.0]), Tasks(*torch.ones(4, 1, 3, 1))  # the loss is (2 - 1)², its gradient 2
+        >>> AdamAdaptation(lr=0.1).inner_step(problem, theta, tasks)(theta[None])
+        tensor([[1.9000]])
+        """
         u = torch.nn.Parameter(theta.detach().expand(len(tasks), -1).clone())
         adam = torch.optim.Adam([u], lr=self.lr, fused=True)
         decaying = chain(Kernel(problem, inner=InnerLoop(weight_decay=self.weight_decay)), theta, tasks, self.lr, 1, phi=phi)

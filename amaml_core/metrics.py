@@ -89,7 +89,11 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class Interval(NamedTuple):
-    """A mean and the half-width of its 95 % interval, over ``count`` tasks."""
+    """A mean and the half-width of its 95 % interval, over ``count`` tasks.
+
+    >>> print(Interval(0.5, 0.02, 100))
+    0.500 ± 0.020
+    """
 
     mean: float
     half_width: float

@@ -132,7 +132,11 @@ class Problem:
 
     @property
     def size(self) -> int:
-        """P, the number of parameters."""
+        """P, the number of parameters.
+
+        >>> Problem(nn.Linear(3, 2), nn.functional.mse_loss).size
+        8
+        """
         return sum(p.numel() for p in self.model.parameters())
 
     def state(self, device: torch.device) -> tuple:
@@ -175,7 +179,13 @@ class Problem:
         return torch.cat([torch.full((p.numel(),), p.requires_grad, device=p.device) for p in parameters])
 
     def initial_parameters(self) -> Tensor:
-        """The model's own parameters, flat, detached: ``theta (P,)`` in ``named_parameters()`` order."""
+        """The model's own parameters, flat, detached: ``theta (P,)`` in ``named_parameters()`` order.
+
+        >>> model = nn.Linear(1, 1)
+        >>> theta = Problem(model, nn.functional.mse_loss).initial_parameters()
+        >>> torch.equal(theta, torch.cat([model.weight.flatten(), model.bias]))
+        True
+        """
         return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
 
     def module(self, theta: Tensor) -> nn.Module:
@@ -183,6 +193,10 @@ class Problem:
 
         Raises:
             ValueError: theta is not ``(P,)``.
+
+        >>> problem = Problem(nn.Linear(1, 1), nn.functional.mse_loss)
+        >>> problem.module(torch.tensor([3.0, 1.0]))(torch.tensor([[2.0]])).item()
+        7.0
         """
         if theta.shape != (self.size,):
             raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={self.size} parameters: it must be (P,)")
@@ -209,15 +223,32 @@ class Problem:
         return self._given_phi[1]
 
     def predict(self, u: Tensor, x: Any) -> Tensor:
-        """Predictions ``(B, n, ...)`` of B models ``u (B, P)`` at inputs ``x (B, n, ...)``."""
+        """Predictions ``(B, n, ...)`` of B models ``u (B, P)`` at inputs ``x (B, n, ...)``.
+
+        >>> problem = Problem(nn.Linear(1, 1, bias=False), nn.functional.mse_loss)
+        >>> u, x, y = torch.tensor([[2.0]]), torch.ones(1, 4, 1), torch.ones(1, 4, 1)  # one task: (2 - 1)² at each of four points
+        >>> problem.predict(u, 3 * x).flatten()
+        tensor([6., 6., 6., 6.])
+        """
         return self._map(self.predict_one, u, x)
 
     def losses(self, u: Tensor, x: Any, y: Any, *phi: Tensor) -> Tensor:
-        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` at ``u (B, P)``; differentiable. ``phi`` is nothing, or (B, M)."""
+        """Losses ``(B,)`` of the points ``x, y (B, n, ...)`` at ``u (B, P)``; differentiable. ``phi`` is nothing, or (B, M).
+
+        >>> problem = Problem(nn.Linear(1, 1, bias=False), nn.functional.mse_loss)
+        >>> u, x, y = torch.tensor([[2.0]]), torch.ones(1, 4, 1), torch.ones(1, 4, 1)  # one task: (2 - 1)² at each of four points
+        >>> problem.losses(u, x, y)
+        tensor([1.])
+        """
         return self._map(self.loss_one, u, x, y, *phi)
 
     def query_losses(self, u: Tensor, x: Any, y: Any, *phi: Tensor) -> Tensor:
-        """Query losses ``(B,)``, likewise."""
+        """Query losses ``(B,)``, likewise.
+
+        >>> problem = Problem(nn.Linear(1, 1, bias=False), nn.functional.mse_loss, query_loss=nn.functional.l1_loss)
+        >>> problem.query_losses(torch.tensor([[3.0]]), torch.ones(1, 4, 1), torch.ones(1, 4, 1))  # |3 - 1|, where the loss is 4
+        tensor([2.])
+        """
         return self._map(self.query_one, u, x, y, *phi)
 
     def objectives(self, u: Tensor, theta: Tensor, x: Any, y: Any, *phi: Tensor) -> Tensor:
@@ -229,16 +260,34 @@ class Problem:
         )
 
     def gradient(self, u: Tensor, x: Any, y: Any, *phi: Tensor, create_graph: bool = False) -> Tensor:
-        """Gradients ``(B, P)`` of the losses; differentiable in ``u`` if ``create_graph``."""
+        """Gradients ``(B, P)`` of the losses; differentiable in ``u`` if ``create_graph``.
+
+        >>> problem = Problem(nn.Linear(1, 1, bias=False), nn.functional.mse_loss)
+        >>> u, x, y = torch.tensor([[2.0]]), torch.ones(1, 4, 1), torch.ones(1, 4, 1)  # one task: (2 - 1)² at each of four points
+        >>> problem.gradient(u, x, y)  # 2 (2 - 1)
+        tensor([[2.]])
+        """
         return self.losses_and_gradient(u, x, y, *phi, create_graph=create_graph)[1]
 
     def losses_and_gradient(self, u: Tensor, x: Any, y: Any, *phi: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-        """Losses ``(B,)``, detached, and their gradients ``(B, P)``, from one forward pass."""
+        """Losses ``(B,)``, detached, and their gradients ``(B, P)``, from one forward pass.
+
+        >>> problem = Problem(nn.Linear(1, 1, bias=False), nn.functional.mse_loss)
+        >>> u, x, y = torch.tensor([[2.0]]), torch.ones(1, 4, 1), torch.ones(1, 4, 1)  # one task: (2 - 1)² at each of four points
+        >>> problem.losses_and_gradient(u, x, y)
+        (tensor([1.]), tensor([[2.]]))
+        """
         values, gradient = slopes(lambda v: self.losses(v, x, y, *phi), u, create_graph)
         return values.detach(), gradient
 
     def hvp(self, u: Tensor, x: Any, y: Any, v: Tensor) -> Tensor:
-        """Hessian-vector products ``(B, P)``: row b is the Hessian of task b's loss at ``u[b]``, times ``v[b]``."""
+        """Hessian-vector products ``(B, P)``: row b is the Hessian of task b's loss at ``u[b]``, times ``v[b]``.
+
+        >>> problem = Problem(nn.Linear(1, 1, bias=False), nn.functional.mse_loss)
+        >>> u, x, y = torch.tensor([[2.0]]), torch.ones(1, 4, 1), torch.ones(1, 4, 1)  # one task: (2 - 1)² at each of four points
+        >>> problem.hvp(u, x, y, torch.tensor([[3.0]]))  # the second derivative is 2
+        tensor([[6.]])
+        """
         u = u.detach().requires_grad_()
         gradient = self.gradient(u, x, y, create_graph=True)
         if not gradient.requires_grad:  # a loss linear in u has a constant gradient and no graph
@@ -280,6 +329,10 @@ class Problem:
 
         Raises:
             ValueError: as :class:`Problem` says.
+
+        >>> problem = Problem(nn.Linear(1, 1), nn.functional.mse_loss)
+        >>> problem.batches(problem.initial_parameters(), Tasks(*torch.ones(4, 3, 2, 1)))
+        True
         """
         u = theta.expand(len(tasks), -1)  # (P,) -> (B, P)
         given = () if phi is None else (phi.expand(len(tasks), -1),)  # (M,) -> (B, M)

@@ -57,7 +57,12 @@ class Tasks:
             raise ValueError(f"the tensors of Tasks live on different devices: {devices}")
 
     def named(self) -> dict[str, Tensor]:
-        """All tensors by name: ``support_x``, or ``support_x[0]`` and ``support_x['mask']`` where an entry has several."""
+        """All tensors by name: ``support_x``, or ``support_x[0]`` and ``support_x['mask']`` where an entry has several.
+
+        >>> x = {"text": torch.zeros(2, 5, 7), "mask": torch.ones(2, 5, 7)}
+        >>> list(Tasks(x, torch.zeros(2, 5), x, torch.zeros(2, 5)).named())[:3]
+        ["support_x['text']", "support_x['mask']", 'support_y']
+        """
         return {name + keystr(path): leaf for name, entry in vars(self).items() for path, leaf in tree_flatten_with_path(entry)[0]}
 
     @property
@@ -89,24 +94,44 @@ class Tasks:
         return tree_leaves(self.support_x)[0].shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Tasks:
-        """These tasks with ``function`` applied to each tensor."""
+        """These tasks with ``function`` applied to each tensor.
+
+        >>> tasks = Tasks(*torch.zeros(4, 8, 5, 1))
+        >>> tasks.map(lambda t: t + 1).query_y.mean()
+        tensor(1.)
+        """
         return Tasks(*(tree_map(function, entry) for entry in self.tensors))
 
     def __getitem__(self, index: slice | list[int] | Tensor) -> Tasks:
-        """The tasks that a slice, a list or an index tensor selects (an integer would drop the task axis: use ``[i:i+1]``)."""
+        """The tasks that a slice, a list or an index tensor selects (an integer would drop the task axis: use ``[i:i+1]``).
+
+        >>> tasks = Tasks(*torch.zeros(4, 8, 5, 1))
+        >>> len(tasks[:3]), len(tasks[[0, 5]])
+        (3, 2)
+        """
         if isinstance(index, int):
             raise TypeError(f"tasks[{index}] would drop the task axis; write tasks[{index}:{index + 1}]")
         return self.map(lambda tensor: tensor[index])
 
     def split(self, size: int | None) -> Iterator[Tasks]:
-        """Consecutive chunks of at most ``size`` tasks (all at once for ``None``)."""
+        """Consecutive chunks of at most ``size`` tasks (all at once for ``None``).
+
+        >>> tasks = Tasks(*torch.zeros(4, 8, 5, 1))
+        >>> [len(chunk) for chunk in tasks.split(3)]
+        [3, 3, 2]
+        """
         size = len(self) if size is None else size
         if size >= len(self):
             return iter([self])
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False) -> Tasks:
-        """A copy on another device; ``dtype`` touches the floating-point tensors only, class labels stay integers."""
+        """A copy on another device; ``dtype`` touches the floating-point tensors only, class labels stay integers.
+
+        >>> tasks = Tasks(*torch.zeros(4, 8, 5, 1))
+        >>> tasks.to(dtype=torch.float64).support_x.dtype
+        torch.float64
+        """
         return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else None, non_blocking))
 
     def pin_memory(self) -> Tasks:

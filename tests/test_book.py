@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from papermill.exceptions import PapermillExecutionError
 
 import amaml_core
-from tools import notebooks
+from amaml_core import samplers
+from tools import book, notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -37,6 +39,9 @@ def test_checked_cells_print_the_same_at_every_profile_and_with_all_data(name):
     if not notebooks.run_path(name, "smoke").is_file():
         pytest.skip("the chapter has not been run; run `make notebooks`")
     assert notebooks.compare(name, "smoke") == []
+
+
+REFERENCE = ("book/notation", "book/api", "book/status", "book/bibliography")  # pages without code
 
 
 def toc_pages():
@@ -58,6 +63,8 @@ def test_reference_documents_every_public_name_once():
     page = (ROOT / "book" / "api.md").read_text()
     documented = re.findall(r"^\.\. auto\w+:: amaml_core\.(\w+)$", page, re.MULTILINE)
     assert sorted(documented) == sorted(amaml_core.__all__)
+    drawn = re.findall(r"^\.\. auto\w+:: amaml_core\.samplers\.(\w+)$", page, re.MULTILINE)
+    assert sorted(drawn) == sorted(samplers.__all__)
 
 
 # ------------------------------------------------------------------------------------------------------------- tools
@@ -138,6 +145,51 @@ def test_a_run_is_older_than_a_source_that_changed_on_the_way(chapter):
     chapter("import pathlib\npathlib.Path('src/one.md').touch()")
     notebooks.run("one", "smoke")
     assert notebooks.run_path("one", "smoke").stat().st_mtime < (notebooks.SOURCES / "one.md").stat().st_mtime
+
+
+def test_a_run_says_when_where_and_with_what_and_publish_keeps_it(chapter):
+    chapter("print(profile)")
+    notebooks.run("one", "smoke")
+    notebooks.publish("one", "smoke")
+    path = notebooks.NOTEBOOKS / "one.ipynb"
+    record = nbformat.read(path, as_version=4).metadata[notebooks.RUN]
+    assert (record.profile, record.commit) == ("smoke", "unknown")  # of a book that is no checkout
+    assert date.fromisoformat(record.date) and record.seconds >= 0 and record.machine
+    assert record.versions.torch == torch.__version__
+    assert notebooks.problems("one") == []
+    chapter("print(profile)", end="More text.\n")
+    notebooks.sync("one")
+    assert nbformat.read(path, as_version=4).metadata[notebooks.RUN] == record
+
+
+def test_publish_leaves_a_notebook_alone_that_shows_the_same(chapter):
+    chapter("print(1)")
+    notebooks.run("one", "smoke")
+    notebooks.publish("one", "smoke")
+    path, made = notebooks.NOTEBOOKS / "one.ipynb", notebooks.run_path("one", "smoke")
+    before = path.read_bytes()
+    again = nbformat.read(made, as_version=4)
+    again.metadata[notebooks.RUN].date = "1999-01-01"
+    notebooks.write(again, made)
+    notebooks.publish("one", "smoke")
+    assert path.read_bytes() == before
+    again.cells[-1].outputs[0].text = "2\n"
+    notebooks.write(again, made)
+    notebooks.publish("one", "smoke")
+    assert nbformat.read(path, as_version=4).metadata[notebooks.RUN].date == "1999-01-01"
+
+
+def test_the_status_page_shows_what_the_notebooks_say_and_no_more():
+    run = {"profile": "book", "date": "2024-01-31", "machine": "a computer", "commit": "abc", "seconds": 90,
+           "versions": {"torch": "2.0"}}  # fmt: skip
+    checked = new_code_cell("1", metadata={"tags": ["nbval-check-output"]})
+    said = new_notebook(metadata={"run": run}, cells=[checked, new_code_cell("2"), new_markdown_cell("Text.")])
+    lines = book.status({"04_one": said, "05_two": new_notebook()}).splitlines()
+    date_shown = "2024-01-31".replace("-", "\N{NON-BREAKING HYPHEN}")
+    assert f"| 4 | {{doc}}`04_one` | book | {date_shown} | 90 s | `abc` | A | 1 of 2 |" in lines
+    assert "| 5 | {doc}`05_two` | – | – | – | – | – | 0 of 0 |" in lines
+    assert lines[lines.index("A") + 1] == ": a computer; torch 2.0"
+    assert book.STATUS in (ROOT / "book" / "status.md").read_text()
 
 
 CHECKED_CELL = ":tags: [nbval-check-output]\n\nimport sys\nprint(1)\nprint('a stand-in', profile, file=sys.stderr)\n1 + 1"
@@ -361,6 +413,26 @@ def test_every_link_within_the_book_arrives(rendered):
             if missing or (fragment and target in rendered and fragment not in rendered[target].ids):
                 broken.append(f"{path.relative_to(HTML)} -> {link}")
     assert broken == []
+
+
+def test_chapters_have_the_numbers_of_their_files(rendered):
+    chapters = [page for page in toc_pages() if re.match(r"book/\d\d_", page) and page != "book/00_preface"]
+    numbers = [int(Path(page).name[:2]) for page in chapters]
+    assert numbers == sorted(numbers)
+    if numbers != list(range(1, len(toc_pages()) - len(REFERENCE))):
+        pytest.skip("chapters are missing")
+    for page, number in zip(chapters, numbers, strict=True):
+        text = (HTML / f"{page}.html").read_text(encoding="utf-8")
+        assert re.search(r'<h1><span class="section-number">(\d+)\. ', text)[1] == str(number), page
+        figures = re.findall(r'class="caption-number">Fig\. ([\d.]+)', text)
+        assert figures == [f"{number}.{count}" for count in range(1, len(figures) + 1)], page
+
+
+def test_every_page_has_a_title_a_description_and_a_picture_for_those_who_share_it(rendered):
+    for page in toc_pages():
+        head = (HTML / f"{page}.html").read_text(encoding="utf-8").partition("</head>")[0]
+        assert head.count("Adjoint Meta-Learning</title>") == head.count('name="description"') == head.count('"og:image"') == 1
+        assert (HTML / page).parent.joinpath(re.search(r'"og:image" content="([^"]+)"', head)[1]).resolve().is_file()
 
 
 def test_no_page_loads_anything_from_another_host(rendered):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import amaml_core
+from amaml_core import metrics, samplers
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "amaml_core"
@@ -77,9 +78,13 @@ def test_the_package_draws_nothing_and_knows_nothing_of_the_book():
     assert not foreign & {"matplotlib", "seaborn", "IPython", "amaml_core", "data_scripts", "tools", "benchmarks", "experiments"}
 
 
-@pytest.mark.parametrize("name", amaml_core.__all__)
-def test_every_public_name_has_an_example_that_runs(name):
-    assert ">>> " in getattr(amaml_core, name).__doc__  # run with the doctests
+PUBLIC = [(amaml_core, name) for name in amaml_core.__all__] + [(samplers, name) for name in samplers.__all__]
+PUBLIC += [(metrics, name) for name in ("Interval", "accuracy", "interval", "nrmse", "rmse")]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda value: value if isinstance(value, str) else value.__name__)
+def test_every_public_name_has_an_example_that_runs(module, name):
+    assert ">>> " in getattr(module, name).__doc__  # run with the doctests
 
 
 @pytest.mark.parametrize(

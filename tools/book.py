@@ -10,16 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+from nbformat import NotebookNode
+
 from amaml_core.datasets import RATINGS, data_root
 
-from .notebooks import NOTEBOOKS, PROFILES, ROOT, names, run_path
+from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, names, run_path
 
 BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
+STATUS = "<!-- the runs: tools/book.py writes them here when the book is rendered -->"
 DATA = {**RATINGS, "omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
 
 
@@ -38,16 +43,44 @@ def render(profile: str | None) -> None:
         shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
     shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
+    rendered = {}
     for name in names():
         notebook = NOTEBOOKS / f"{name}.ipynb" if profile is None else run_path(name, profile)
         if not notebook.is_file():
             way_out = "make refresh" if profile is None else f"make notebooks PROFILE={profile}"
             raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `{way_out}`")
         shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
+        rendered[name] = nbformat.read(notebook, as_version=4)
+    page = tree / "book" / "status.md"
+    page.write_text(page.read_text(encoding="utf-8").replace(STATUS, status(rendered)), encoding="utf-8")
     for file in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / file, tree / file)
     program = Path(sys.executable).with_name("jupyter-book")
     subprocess.run([program, "build", tree, "--path-output", ROOT, "-W", "-n", "--keep-going", "-q"], cwd=ROOT, check=True)
+
+
+def status(notebooks: dict[str, NotebookNode]) -> str:
+    """Where the outputs of the notebooks come from, as Markdown: a table of the runs, and the machines and versions below it.
+
+    Nothing is taken from the machine that renders: what a notebook does not say about its run is not known.
+    """
+    lines = ["| | chapter | profile | date | run time | commit | made with | checked |", "|---|---|---|---|---|---|---|---|"]
+    places: dict[str, str] = {}  # what it was made with -> the letter of it
+    total = 0
+    for name, notebook in notebooks.items():
+        run, told = notebook.metadata.get(RUN), ["–"] * 5
+        if run:
+            versions = ", ".join(f"{package} {version}" for package, version in run.versions.items())
+            letter = places.setdefault(f"{run.machine}; {versions}", string.ascii_uppercase[len(places) % 26])
+            told = [run.profile, run.date.replace("-", "\N{NON-BREAKING HYPHEN}"), f"{run.seconds} s", f"`{run.commit}`", letter]
+            total += run.seconds
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        checked = sum(CHECKED in cell.metadata.get("tags", []) for cell in code)
+        number = name.split("_")[0].lstrip("0") if name[0].isdigit() else ""
+        lines.append(f"| {number} | {{doc}}`{name}` | {' | '.join(told)} | {checked} of {len(code)} |")
+    if total:
+        lines += ["", f"The runs that are recorded took {total / 60:.0f} minutes in all."]
+    return "\n".join([*lines, "", *(f"{letter}\n: {place}\n" for place, letter in places.items())])
 
 
 def data_report() -> str:

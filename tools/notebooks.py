@@ -13,12 +13,15 @@ import argparse
 import hashlib
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import jupytext
@@ -38,6 +41,7 @@ CELL_TIMEOUT = {"smoke": 600, "book": 1800, "full": None}
 # What an execution leaves in the metadata of a cell, different every time.
 VOLATILE = ("papermill", "execution", "ExecuteTime", "collapsed", "scrolled", "jupyter")
 CHECKED = "nbval-check-output"  # the tag of cells that print the same at every profile and on every machine
+RUN = "run"  # the entry of a notebook's metadata that says when, where and with what its outputs were made
 SOLUTION = "solution"  # the tag of the cells that a run adds for the exercises' solutions, and leaves out of what is kept
 # A fenced block of Markdown: the fence, what stands behind it, the body up to a fence at least as long.
 FENCED = re.compile(r"^ *(`{3,})([^`\n]*)\n(.*?)^ *\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -195,6 +199,7 @@ class OwnKernel(AsyncKernelManager):
 def run(name: str, profile: str) -> None:
     """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
 
+    Its metadata say when, where and with what it was run, and how long that took; the page of the status shows them.
     The solutions of its exercises are executed in the same kernel after the last cell. Nothing of them is kept.
 
     Raises:
@@ -213,6 +218,7 @@ def run(name: str, profile: str) -> None:
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
     os.environ["AMAML_PROFILE"] = profile
+    record = _here_and_now(name, profile)
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "given.ipynb"), Path(folder, "made.ipynb")
         nbformat.write(with_solutions(clean(source)), given)
@@ -235,17 +241,53 @@ def run(name: str, profile: str) -> None:
                 if "exercise" in cell.metadata and any(output.output_type == "error" for output in cell.outputs):
                     raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
             raise
-        write(clean(nbformat.read(made, as_version=4)), target)
+        notebook = clean(nbformat.read(made, as_version=4))
+    notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.time() - began))
+    write(notebook, target)
     os.utime(target, (began, began))  # as old as what it was made from, or make would miss a change on the way
+
+
+def _here_and_now(name: str, profile: str) -> dict:
+    """What is kept of a run beside its outputs: the profile, the date, the machine, versions, and the commit.
+
+    The commit has a ``+`` if the package, the evaluations or the chapter's source were changed since.
+    """
+    from amaml_core.records import machine, versions
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "amaml_core", "experiments", f"book/src/{name}.md")
+        commit = git("rev-parse", "--short=7", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "profile": profile, "date": datetime.now(UTC).date().isoformat(), "machine": machine(), "commit": commit,
+        "versions": {**versions(), "matplotlib": metadata.version("matplotlib")},
+    }  # fmt: skip
 
 
 def publish(name: str, profile: str) -> None:
     """Make the run at a profile the committed notebook.
 
+    A committed notebook that shows the same already, and says when it was made, stays as it is.
+
     Raises:
         ValueError: the source has changed since the run.
     """
-    write(_read_run(name, profile), NOTEBOOKS / f"{name}.ipynb")
+    made, path = _read_run(name, profile), NOTEBOOKS / f"{name}.ipynb"
+    if path.is_file():
+        stands = nbformat.read(path, as_version=4)
+        if RUN in stands.metadata and stands.metadata[RUN].profile == profile and _shown(stands) == _shown(made):
+            return
+    write(made, path)
+
+
+def _shown(notebook: NotebookNode) -> str:
+    """A notebook without the record of its run, as text."""
+    bare = NotebookNode(notebook, metadata={key: value for key, value in notebook.metadata.items() if key != RUN})
+    return nbformat.writes(bare)
 
 
 def compare(name: str, profile: str) -> list[str]:
@@ -285,12 +327,18 @@ def _read_run(name: str, profile: str) -> NotebookNode:
 
 
 def sync(name: str) -> None:
-    """Text from the source into the committed notebook; outputs stay where the code is the same, and go where it is not."""
+    """Text from the source into the committed notebook; outputs stay where the code is the same, and go where it is not.
+
+    What is said of the run that made the outputs stays, too.
+    """
     path = NOTEBOOKS / f"{name}.ipynb"
     fresh = read_source(name)
     outputs = defaultdict(list)  # code -> the outputs of the cells with this code, in order
     if path.is_file():
-        for cell in nbformat.read(path, as_version=4).cells:
+        stands = nbformat.read(path, as_version=4)
+        if RUN in stands.metadata:
+            fresh.metadata[RUN] = stands.metadata[RUN]
+        for cell in stands.cells:
             if cell.cell_type == "code":
                 outputs[cell.source].append(cell.outputs)
     lost = 0

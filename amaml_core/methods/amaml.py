@@ -139,6 +139,12 @@ class AMAML:
 
         Raises:
             ValueError: the steps have no rule by which they go on: those of Dopri5, and any after K different step sizes.
+
+        >>> from amaml_core import Euler
+        >>> problem = Problem(torch.nn.Linear(1, 1, bias=False), torch.nn.functional.mse_loss)
+        >>> theta, tasks = torch.tensor([2.0]), Tasks(*torch.ones(4, 1, 3, 1))  # the loss is (2 - 1)², its gradient 2
+        >>> AMAML(horizon=1.0, solver=Euler(steps=10)).inner_step(problem, theta, tasks)(theta[None])
+        tensor([[1.8000]])
         """
         if isinstance(self.solver, Dopri5):
             raise ValueError(

@@ -50,7 +50,15 @@ class Descent:
             object.__setattr__(self, "steps", self.solver.steps)
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """The inner loop, step by step: ``u (B, P) -> u (B, P)``, without a graph. Momenta live in the returned function."""
+        """The inner loop, step by step: ``u (B, P) -> u (B, P)``, without a graph. Momenta live in the returned function.
+
+        >>> import torch
+        >>> from amaml_core import MAML
+        >>> problem = Problem(torch.nn.Linear(1, 1, bias=False), torch.nn.functional.mse_loss)
+        >>> theta, tasks = torch.tensor([2.0]), Tasks(*torch.ones(4, 1, 3, 1))  # the loss is (2 - 1)², its gradient 2
+        >>> MAML(lr=0.1, steps=5).inner_step(problem, theta, tasks)(theta[None])
+        tensor([[1.8000]])
+        """
         return repeat(lambda steps: self.chain(problem, theta, tasks, phi, steps), self.steps)
 
     def chain(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None, steps: int | None = None) -> Chain:

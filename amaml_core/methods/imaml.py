@@ -250,7 +250,14 @@ class IMAML:
         one_of(self, "on_negative_curvature", ("raise", "truncate"))
 
     def inner_step(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """The inner solver, step by step, without a graph."""
+        """The inner solver, step by step, without a graph.
+
+        >>> from amaml_core import GradientDescent
+        >>> problem = Problem(torch.nn.Linear(1, 1, bias=False), torch.nn.functional.mse_loss)
+        >>> theta, tasks = torch.tensor([2.0]), Tasks(*torch.ones(4, 1, 3, 1))  # the loss is (2 - 1)², its gradient 2
+        >>> IMAML(inner=GradientDescent(lr=0.1, steps=5), regularization=2.0).inner_step(problem, theta, tasks)(theta[None])
+        tensor([[1.8000]])
+        """
         return self.inner.step(problem, theta, tasks, self.regularization, phi)
 
     def __call__(self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> tuple[Tensor, Pullback]:

@@ -53,6 +53,11 @@ class CosMixture:
 
     Raises:
         ValueError: an unknown variant, d < 1, or low >= high.
+
+    >>> parameters = torch.tensor([[1.0, 0.0, 0.0]])  # A, ω and φ of one function: a constant cosine
+    >>> CosMixture()(parameters, torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]))  # -0.1 * 2, and 1 less
+    tensor([[[-0.2000],
+             [-1.2000]]])
     """
 
     d: int = 2
@@ -97,6 +102,10 @@ class Alpine:
     Both variants draw all d phases, so one seed gives both the same φ_1.
 
     Attributes and errors: as for :class:`CosMixture`.
+
+    >>> Alpine(d=1)(torch.zeros(1, 1), torch.tensor([[[0.0], [torch.pi / 2]]]))  # 1.1 * π / 2
+    tensor([[[0.0000],
+             [1.7279]]])
     """
 
     d: int = 2
@@ -142,6 +151,10 @@ def make_function_tasks(
 
     Raises:
         ValueError: a size below 1.
+
+    >>> tasks = make_function_tasks(Alpine(d=2), 8, 5, 9, torch.Generator().manual_seed(0))
+    >>> len(tasks), tasks.support_x.shape, tasks.query_y.shape
+    (8, torch.Size([8, 5, 2]), torch.Size([8, 9, 1]))
     """
     check_sizes(tasks=tasks, support=support, query=query)
     parameters = family.draw(tasks, generator)
@@ -157,6 +170,11 @@ class Standardisation:
     Attributes:
         x_mean, x_std: (d,).
         y_mean, y_std: (1,).
+
+    >>> tasks = make_function_tasks(CosMixture(), 20, 10, 10, torch.Generator().manual_seed(0))
+    >>> units = Standardisation.fit(tasks)
+    >>> torch.allclose(units.undo_y(units.apply(tasks).query_y), tasks.query_y, atol=1e-6)
+    True
     """
 
     x_mean: Tensor
@@ -199,7 +217,12 @@ class Standardisation:
 
 
 class FunctionPools(NamedTuple):
-    """Standardised training and test tasks, and the standardisation that made them so."""
+    """Standardised training and test tasks, and the standardisation that made them so.
+
+    >>> pools = make_function_pools(CosMixture(), 6, 4, 10, 10, torch.Generator().manual_seed(0))
+    >>> pools._fields
+    ('train', 'test', 'standardisation')
+    """
 
     train: Tasks
     test: Tasks
@@ -224,6 +247,13 @@ def make_function_pools(
 
     Raises:
         ValueError: a size below 1, or an unknown ``fit_on``.
+
+    >>> pools = make_function_pools(CosMixture(), 6, 4, 10, 10, torch.Generator().manual_seed(0))
+    >>> len(pools.train), len(pools.test)
+    (6, 4)
+    >>> y = torch.cat([pools.train.support_y, pools.train.query_y])
+    >>> bool(y.mean().abs() < 1e-6), bool((y.std(correction=0) - 1).abs() < 1e-6)
+    (True, True)
     """
     check_sizes(train=train, test=test)
     if fit_on not in ("train", "all"):
@@ -247,6 +277,11 @@ class FunctionSampler:
 
     Raises:
         ValueError: a size below 1.
+
+    >>> sampler = FunctionSampler(CosMixture(), support=5, query=9, batch=8)
+    >>> tasks = sampler(torch.Generator().manual_seed(0))
+    >>> tasks.support_x.shape, tasks.query_y.shape
+    (torch.Size([8, 5, 2]), torch.Size([8, 9, 1]))
     """
 
     family: Family

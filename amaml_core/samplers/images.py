@@ -19,6 +19,10 @@ class ClassSplit:
 
     These are characters before any rotation. :class:`ImageSampler` makes the rotations from them, so a character and
     its rotations are always on one side. ``validation`` may be empty.
+
+    >>> split = split_classes(10, torch.Generator().manual_seed(0), train=7, validation=2)
+    >>> sorted(torch.cat([split.train, split.validation, split.test]).tolist()) == list(range(10))
+    True
     """
 
     train: Tensor
@@ -34,6 +38,10 @@ def split_classes(classes: int, generator: torch.Generator, train: int = 1200, v
 
     Raises:
         ValueError: sizes below 1 or that leave nothing for training or test.
+
+    >>> split = split_classes(1623, torch.Generator().manual_seed(0), validation=100)
+    >>> len(split.train), len(split.validation), len(split.test)
+    (1100, 100, 423)
     """
     check_sizes(classes=classes, train=train)
     if train >= classes:
@@ -55,6 +63,11 @@ def split_alphabets(classes: Sequence[Mapping[str, str]], generator: torch.Gener
 
     Raises:
         ValueError: ``validation`` is negative or leaves no background alphabet, or a split is unknown or empty.
+
+    >>> known = {"Greek": "background", "Latin": "background", "Tagalog": "evaluation"}
+    >>> classes = [{"alphabet": alphabet, "split": split} for alphabet, split in known.items()]
+    >>> split_alphabets(classes, torch.Generator()).test
+    tensor([2])
     """
     if unknown := {entry["split"] for entry in classes} ^ {"background", "evaluation"}:
         raise ValueError(f"the classes' splits must be 'background' and 'evaluation', both present; wrong or missing: {unknown}")
@@ -85,6 +98,11 @@ class ImageSampler:
     Raises:
         ValueError: wrong dtype or shape, fewer classes than ``way``, fewer images than shot + query, rotations of
             images that are not square, class numbers out of range or twice.
+
+    >>> images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 4, 8, 8)  # 10 classes of 4 images
+    >>> tasks = ImageSampler(images, way=5, shot=1, query=2, batch=3)(torch.Generator().manual_seed(0))
+    >>> tasks.support_x.shape, tasks.query_y[0]
+    (torch.Size([3, 5, 1, 8, 8]), tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4]))
     """
 
     images: np.ndarray | Tensor = field(repr=False)

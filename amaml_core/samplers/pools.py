@@ -21,6 +21,11 @@ class PoolSampler:
 
     Raises:
         ValueError: sizes below 1, or more tasks or points wanted than the pool has.
+
+    >>> pool = Tasks(*torch.zeros(4, 20, 10, 1))  # 20 tasks of 10 and 10 points
+    >>> tasks = PoolSampler(pool, batch=5, support=3)(torch.Generator().manual_seed(0))
+    >>> tasks.support_x.shape, tasks.query_x.shape
+    (torch.Size([5, 3, 1]), torch.Size([5, 10, 1]))
     """
 
     pool: Tasks

@@ -25,7 +25,11 @@ class Ratings(Protocol):
 
 
 class PartCount(NamedTuple):
-    """Users of one part: allotted to it, of those left out for having too few ratings, and of the rest kept."""
+    """Users of one part: allotted to it, of those left out for having too few ratings, and of the rest kept.
+
+    >>> PartCount(allotted=10, left_out=3, kept=5)
+    PartCount(allotted=10, left_out=3, kept=5)
+    """
 
     allotted: int
     left_out: int
@@ -42,6 +46,14 @@ class RatingSplits:
         users: the user numbers in the data behind the rows of ``train``, ``validation`` and ``test``.
         mean, std: of all ratings in ``train``, in the data's units.
         counts: how many users each part was allotted, left out and kept.
+
+    >>> from types import SimpleNamespace
+    >>> user, item = np.divmod(np.arange(60), 6)  # ten users, each of whom rates all six items
+    >>> data = SimpleNamespace(user=user, item=item, rating=1.0 + (user + item) % 5)
+    >>> every = dict(counts=(4, 1, 5), d=6, min_items=4, shares=(0.4, 0.1, 0.5))
+    >>> splits = split_users(data, torch.Generator().manual_seed(0), **every)
+    >>> splits.undo(splits.train).unique().round()  # on the scale of the data again
+    tensor([1., 2., 3., 4., 5.])
     """
 
     train: Tensor = field(repr=False)
@@ -85,6 +97,14 @@ def split_users(
     Raises:
         ValueError: fewer rated items than d, fewer users than wanted, min_items above d, a pair rated twice, or
             bad shares.
+
+    >>> from types import SimpleNamespace
+    >>> user, item = np.divmod(np.arange(60), 6)  # ten users, each of whom rates all six items
+    >>> data = SimpleNamespace(user=user, item=item, rating=1.0 + (user + item) % 5)
+    >>> every = dict(counts=(4, 1, 5), d=6, min_items=4, shares=(0.4, 0.1, 0.5))
+    >>> splits = split_users(data, torch.Generator().manual_seed(0), **every)
+    >>> splits.train.shape, splits.test.shape, splits.counts["test"].kept
+    (torch.Size([4, 6]), torch.Size([5, 6]), 5)
     """
     check_sizes(d=d, min_items=min_items, **{part: n for part, n in zip(PARTS, counts, strict=True) if n is not None})
     if min_items > d:
@@ -152,6 +172,11 @@ class RatingSampler:
     Raises:
         ValueError: sizes below 1, a matrix that is not (users, d), fewer users than ``batch``, or a user with fewer
             than k + m ratings.
+
+    >>> matrix = torch.arange(24.0).reshape(4, 6)  # four users, six items
+    >>> tasks = RatingSampler(matrix, support=2, query=3, batch=4)(torch.Generator().manual_seed(0))
+    >>> tasks.support_x.shape, tasks.query_y.shape  # inputs are one-hot items
+    (torch.Size([4, 2, 6]), torch.Size([4, 3, 1]))
     """
 
     matrix: Tensor = field(repr=False)
