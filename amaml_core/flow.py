@@ -1,8 +1,8 @@
 r"""The forward ODE: gradient flow, solved by explicit Runge-Kutta steps.
 
 Adaptation follows :math:`du/dt = f(u) = -\nabla L_\text{support}(u)` from :math:`u(0)=\theta` to the horizon :math:`T`. One step
-of Euler's method with step size :math:`h` is one step of gradient descent with learning rate :math:`h`. Chapter "From the
-Lagrangian to the adjoint" derives what this module computes.
+of Euler's method with step size :math:`h` is one step of gradient descent with learning rate :math:`h`. Chapters "The
+adjoint method from scratch" and "A-MAML derived" derive what this module computes.
 """
 
 from __future__ import annotations
