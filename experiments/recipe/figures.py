@@ -45,8 +45,8 @@ def curves(found: pd.DataFrame) -> Figure:
 
 
 def baselines(table: pd.DataFrame) -> Figure:
-    """The published baselines beside what two rates of the test's Adam give: from the lowest to the highest of our six methods under
-    the recipe, and the untrained network."""
+    """The published baselines beside what two rates of the test's Adam give: the range of our six methods under the recipe, and the
+    untrained network."""
     fig, axes = panels(len(FAMILIES) * len(SHOTS), height=2.6, sharex=True, sharey=True)
     figure, shades = theirs(), seaborn.color_palette("crest", len(RATES))
     places = [(family, shots) for family in FAMILIES for shots in SHOTS]

@@ -185,7 +185,8 @@ def _of_the_rest(table: pd.DataFrame) -> Iterator[Claim]:
     apart = (both["training"] - both["task"]).abs()
     yield Claim(
         NAME, "The normaliser decides",
-        f"it moves the distance of a reading by more than {reading_error():g}, the error of reading the figure off", "", f"by {span(apart, '{:.3f}')}", decide(apart.gt(reading_error())),
+        f"it moves the distance of a reading by more than {reading_error():g}, the error of reading the figure off", "",
+        f"by {span(apart, '{:.3f}')}", decide(apart.gt(reading_error())),
     )  # fmt: skip
     _, falling = guesses()
     means = readings(table).mean(axis=1)
