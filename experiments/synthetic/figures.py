@@ -123,7 +123,7 @@ def held_out(found: pd.DataFrame, protocol: str, trained_steps: int = 50) -> Fig
         if protocol == "own":
             axis.axvline(trained_steps, color="gray", lw=1, ls=":")
             axis.set_xscale("symlog")
-        axis.set(title=f"{TITLES[family]}, {variant}", ylim=(0, None))
+        axis.set(title=f"{TITLES[family]}, {variant}", ylim=(0, 1.25))
         say_if_empty(axis, here)
     for axis in axes[::2]:
         axis.set_ylabel("nRMSE, held-out points")
