@@ -184,7 +184,7 @@ def said(table: pd.DataFrame) -> str:
     mine = select(table)
     seeds = mine.groupby([*PANEL, "method"])["seed"].nunique()
     missing = 4 * (len(METHODS) + 1) - len(seeds)
-    return f"{seeds.min()} to {seeds.max()} training seeds, 100 test functions each" + (
+    return f"{span(seeds, '{:.0f}')} training seeds, 100 test functions each" + (
         f"; {missing} curves have no record" if missing else ""
     )
 
