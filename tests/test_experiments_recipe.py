@@ -1,5 +1,8 @@
 """The released recipe: its outer term, its methods, and what is read from its curves."""
 
+import re
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +11,9 @@ import torch
 from amaml_core import MAML, Euler, Problem, meta_gradient
 from amaml_core.methods import AMAML
 from experiments.common.published import published
-from experiments.common.records import rows
+from experiments.common.records import ROOT, rows
 from experiments.common.training import loss, network, seeded
-from experiments.recipe import claims, run, settings, tables
+from experiments.recipe import claims, figures, run, settings, tables
 from experiments.recipe.settings import METHODS, SIZES, UNTRAINED, Setting
 
 SMOKE = SIZES["smoke"]
@@ -124,6 +127,33 @@ def test_the_nearest_curve_of_a_published_one_is_itself():
     found = tables.stand_ins(as_if())
     assert (found["distance"] < 1e-12).all() and len(found) == 4 * len(METHODS)
     assert all(name.startswith(method + ",") for (_, _, method), name in found["nearest"].items())
+
+
+def test_changes_stand_beside_the_recipe_with_their_seeds():
+    table = as_if()
+    table = table[table["shots"].eq(50)]
+    moved = table[table["method"].eq("A-MAML") & table["seed"].eq(0)].assign(weight=0.0)
+    found = tables.changed(pd.concat([table, moved.assign(mean=moved["mean"] + 0.1)]))
+    assert list(found.index.unique(0)) == ["the recipe", "without proximal terms"]
+    alone = found.loc["without proximal terms"]
+    assert alone["support"].tolist() == pytest.approx([0.1, 0.1]) and alone["methods"].eq(1).all() and alone["apart"].isna().all()
+    assert alone["seeds"].eq("1").all() and found.loc["the recipe", "seeds"].eq("2").all()
+    said = tables.facts(pd.concat([table, moved]))
+    assert (said["changes"], said["changes-seeds"], said["seeds"]) == ("without proximal terms", "1", "2")
+    assert tables.facts(table)["changes"] == "none yet" and tables.facts(table)["explained"] == "10"
+
+
+def test_every_number_that_the_chapter_glues_is_made_by_code():
+    chapters = sorted((ROOT / "book" / "src").glob("*.md"))
+    said = {name for path in chapters for name in re.findall(r"\{glue:text\}`recipe-([\w-]+)", path.read_text())}
+    assert said == set(tables.facts(as_if()))
+
+
+def test_the_published_baselines_are_drawn_beside_two_rates():
+    both = pd.concat([as_if(), as_if(0.1).assign(rate=5e-4)])
+    fig = figures.baselines(both)
+    assert len(fig.axes) == 4 and all(len(axes.lines) == 4 + 5 for axes in fig.axes)
+    plt.close(fig)
 
 
 def test_the_records_hold_the_recipe():

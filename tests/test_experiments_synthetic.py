@@ -491,21 +491,111 @@ def test_claims_of_horizons_follow_from_the_records():
     assert synthetic.claims.claims(pd.DataFrame()) == []
 
 
-# ------------------------------------------------------------------------------------------------------------- the chapter
+# ---------------------------------------------------------------------------------------- bars, conclusions and readings
 
 
-def test_every_number_that_the_chapter_glues_is_made_by_code(curves):
-    source = (records.ROOT / "book" / "src" / "11_synthetic_regression.md").read_text()
+def test_slices_are_different_functions_of_one_input():
+    found = synthetic.slices(5, 3, 0)
+    assert len(found) == 4 * 3 * 5
+    one = found[found["family"].eq("alpine") & found["variant"].eq("slides")].pivot(index="x", columns="function", values="value")
+    phase = Data("alpine", "slides", d=1).functions().draw(3, torch.Generator().manual_seed(0))[1].item()
+    x = one.index.to_numpy()
+    np.testing.assert_allclose(one[1], np.abs(x * np.sin(x + phase) + 0.1 * x))
+    assert one[0].ne(one[1]).any()
+
+
+def test_the_bars_are_the_mean_of_the_family_and_the_value_of_the_nearest_point(monkeypatch):
+    """Where all functions of a family are one, its mean is right everywhere; and with one support point all points are nearest."""
+
+    class One:
+        def functions(self):
+            return self
+
+        def draw(self, n, generator):
+            return torch.zeros(n, 1)
+
+        def __call__(self, parameters, x):
+            return x.sum(-1, keepdim=True).expand(len(parameters), -1, -1)
+
+    def load(data, size, seed):
+        x = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(seed))
+        tasks = run.Tasks(x[:, :1], x[:, :1].sum(-1, keepdim=True), x[:, 1:], x[:, 1:].sum(-1, keepdim=True))
+        unit = torch.ones(2)
+        return run.FunctionPools(tasks, tasks, run.Standardisation(0 * unit, unit, torch.zeros(1), torch.ones(1)))
+
+    monkeypatch.setattr(run, "Data", lambda *_: One())
+    monkeypatch.setattr(run, "load", load)
+    found = run.without_network([3], draws=2).iloc[0]
+    assert found["family mean"] == pytest.approx(0, abs=1e-6)
+    tasks = load(None, None, 3).test
+    gaps = (tasks.support_y - tasks.query_y).square().mean((1, 2)).sqrt().mean()
+    assert found["nearest point"] == pytest.approx(float(gaps))
+
+
+@pytest.fixture(scope="module")
+def ladder(curves):
+    return tables.ladder(curves, synthetic.without_network(range(SIZES["full"].seeds)))
+
+
+def test_adaptation_helps_on_the_slides_mixture_and_hardly_elsewhere(ladder):
+    gain = ladder["not adapted"] - ladder["adapted"]
+    assert gain["slides", "cosmixture"] > 0.05 and gain.drop(("slides", "cosmixture")).max() < 0.02
+    assert (ladder["adapted"] < ladder["untrained"]).all() and (ladder["adapted"] < ladder["nearest point"]).all()
+    hard = ladder.drop(("slides", "cosmixture"))
+    assert (hard["family mean"] < hard["adapted"]).all()
+
+
+def test_conclusions_follow_from_the_records_and_change_with_them(curves, ladder):
+    lines = tables.recorded("horizons")
+    found = synthetic.claims.conclusions(curves, lines, ladder)
+    assert {claim.verdict for claim in found} == {"holds", "holds in part"} and len(found) == 9
+    assert [claim.claim for claim in found if claim.verdict == "holds in part"] == [
+        "Every method learns from other functions", "To be adapted for much less costs FOMAML more than A-MAML",
+    ]  # fmt: skip
+    # Did no method's error differ from the untrained network's, and did adaptation help, the first conclusions would fall.
+    same = curves.assign(mean=curves.groupby([*tables.DATA, "set"])["mean"].transform("mean"))
+    useful = ladder.assign(adapted=ladder["not adapted"] / 2)
+    verdicts = {claim.claim: claim.verdict for claim in synthetic.claims.conclusions(same, lines, useful)}
+    for claim in (
+        "Every method learns from other functions", "Meta-training gives more than the choice of the method",
+        "No method is ahead throughout", "What is learned is mostly what the functions have in common",
+        "On hard functions the mean of the family is not beaten",
+        "Adam for 1,000 epochs undoes what was learned, on hard functions of two inputs with 50 shots",
+        "An interval over test functions would be too narrow",
+    ):  # fmt: skip
+        assert verdicts[claim] == "does not hold", claim
+    before = lines.assign(mean=lines["mean"] + (lines["step"] > lines["trained_steps"]))
+    assert synthetic.claims.conclusions(curves, before, ladder)[-2].verdict == "does not hold"
+
+
+def test_of_four_readings_one_shows_both_signs(curves):
+    found = {claim.claim: claim.verdict for claim in synthetic.claims.of_readings(curves)}
+    signs = {words: found[f"It shows {words}, of the released functions"] for words in synthetic.claims.READINGS.values()}
+    assert list(signs.values()) == ["does not hold", "holds in part", "holds in part", "holds"]
+    assert found["It shows the slides' mixture"] == found["The normaliser decides"] == "does not hold"
+    assert found["Methods trained by our protocol give the figure"] == "does not hold"
+    # Were the two sets each other, so would be the readings.
+    other = curves.assign(set=curves["set"].map({"support": "held-out", "held-out": "support"}))
+    swapped = [claim.verdict for claim in synthetic.claims.of_readings(other)]
+    assert swapped[1:5] == ["holds", "holds in part", "holds in part", "does not hold"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the chapters
+
+
+def test_every_number_that_the_chapters_glue_is_made_by_code(curves, ladder):
+    names = ("11_synthetic_regression", "16_published_figure")
+    source = "".join((records.ROOT / "book" / "src" / f"{name}.md").read_text() for name in names)
     said = set(re.findall(r"\{glue:text\}`synthetic-([\w-]+)`", source))
     made = {*facts.of_curves(curves), *facts.of_distances(curves), *facts.of_order(curves)}
     made |= {f"horizon-{name}" for name in facts.of_horizons(tables.recorded("horizons"))}
     made |= set(re.findall(r'glue\("synthetic-([\w-]+)"', source)) | {"source", "bands", "horizon-bands"}
-    made |= set(facts.of_rounding(curves, tables.recorded("nudged")))
+    made |= {*facts.of_rounding(curves, tables.recorded("nudged")), *facts.of_ladder(ladder)}
     assert said <= made and len(said) > 20
     assert not made - said - {"constant"}, "said nowhere"
 
 
-def test_without_records_the_chapter_shows_what_it_ran(smoke):
+def test_without_records_the_chapters_show_what_they_ran(smoke):
     for name in ("of_curves", "of_distances", "of_order"):
         assert all(isinstance(value, str) for value in getattr(facts, name)(smoke).values())
     assert "size smoke" in tables.source(smoke) and tables.readings(smoke).empty and tables.by_method(smoke).empty
@@ -515,11 +605,18 @@ def test_without_records_the_chapter_shows_what_it_ran(smoke):
     found = tables.over_seeds(smoke)
     drawn = [
         figures.curves(found, "released"),
-        figures.own(found),
+        figures.held_out(found, "own"),
+        figures.held_out(found, "adam"),
         figures.distances(tables.readings(smoke), tables.readings(smoke)),
     ]
     drawn.append(figures.horizons(horizons.lines(synthetic.live("smoke", 0, "horizons", family="cosmixture", variant="released"))))
     grids, points = (synthetic.live("smoke", 0, kind, family="alpine", variant="slides") for kind in ("grids", "points"))
     drawn += [figures.drawn(grids, points), figures.surfaces(synthetic.instances(5, 0))]
-    assert [len(fig.axes) for fig in drawn] == [8, 4, 2, 2, 8, 4]
+    drawn += [figures.slices(synthetic.slices(5, 2, 0)), figures.published()]
+    assert [len(fig.axes) for fig in drawn] == [8, 4, 4, 2, 2, 8, 4, 4, 4]
+    bars = synthetic.without_network([0])
+    ladder = tables.ladder(smoke, bars)
+    assert ladder.shape == (4, 5) and all(isinstance(value, str) for value in facts.of_ladder(ladder).values())
+    assert synthetic.claims.conclusions(smoke, pd.DataFrame(), ladder) == synthetic.claims.of_readings(smoke) == []
+    assert tables.signs(smoke).empty
     plt.close("all")

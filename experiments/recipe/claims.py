@@ -8,9 +8,8 @@ from ..common.claims import Claim, decide
 from ..common.published import curves as theirs
 from ..common.published import falling
 from .settings import RATES, UNTRAINED
-from .tables import PANEL, above_untrained, compared, curves, distances, final, more_shots, spread, stand_ins
+from .tables import NEAR, PANEL, above_untrained, compared, curves, distances, final, more_shots, spread, stand_ins
 
-NEAR = 0.04  # twice the error of reading a value off the figure
 EPOCH = 1000
 
 

@@ -7,8 +7,8 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..common.plots import COLOURS, MARKERS, TITLES, band, below, dashes, legend, panels, say_if_empty
-from .settings import FAMILIES, METHODS, SHOTS, UNTRAINED
+from ..common.plots import COLOURS, MARKERS, SOLVERS, TITLES, band, below, dashes, legend, panels, say_if_empty
+from .settings import FAMILIES, METHODS, RATES, SHOTS, UNTRAINED
 from .tables import VARIANTS, theirs
 from .tables import curves as over_training
 
@@ -41,6 +41,32 @@ def curves(found: pd.DataFrame) -> Figure:
                 axis.plot(dots["step"], dots["published"], MARKERS[name], color=COLOURS[name], ms=6, mec="white", mew=0.5)
             say_if_empty(axis, here)
     legend(fig, (*METHODS, UNTRAINED))
+    return fig
+
+
+def baselines(table: pd.DataFrame) -> Figure:
+    """The published baselines beside what two rates of the test's Adam give: the range and the mean of our six methods under the
+    recipe, and the untrained network."""
+    fig, axes = panels(len(FAMILIES) * len(SHOTS), height=2.6, sharex=True, sharey=True)
+    figure, shades = theirs(), (SOLVERS["Euler"], SOLVERS["Dopri5"])
+    places = [(family, shots) for family in FAMILIES for shots in SHOTS]
+    for axis, (family, shots) in zip(axes, places, strict=True):
+        for rate, colour in zip(RATES, shades, strict=True):
+            here = over_training(table, rate=rate, family=family, shots=shots, set="support")
+            ours = here[here["method"].ne(UNTRAINED)].groupby("step")["mean"].agg(["min", "mean", "max"])
+            axis.fill_between(ours.index, ours["min"], ours["max"], color=colour, alpha=0.35, lw=0)
+            axis.plot(ours.index, ours["mean"], color=colour, lw=1.5, label=f"ours, rate {rate:g}")
+            plain = here[here["method"].eq(UNTRAINED)].sort_values("step")
+            axis.plot(plain["step"], plain["mean"], color=colour, ls="--", lw=1.5, label=f"untrained, rate {rate:g}")
+        for name in METHODS[1:]:
+            dots = figure[figure["family"].eq(family) & figure["shots"].eq(shots) & figure["method"].eq(name)]
+            axis.plot(dots["step"], dots["published"], MARKERS[name], color=COLOURS[name], ms=6, mec="white", mew=0.5, label=name)
+        axis.set(title=f"{TITLES[family]}, {shots} shots", ylim=(0, 1.5))
+    for axis in axes[::2]:
+        axis.set_ylabel("nRMSE, support points")
+    for axis in axes[-2:]:
+        axis.set_xlabel("Adam epochs")
+    below(fig, *axes[0].get_legend_handles_labels())
     return fig
 
 

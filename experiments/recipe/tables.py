@@ -10,10 +10,11 @@ from ..common.published import falling
 from ..common.records import diverged, rows
 from ..common.statistics import over_seeds
 from ..common.tables import span, text
-from .settings import FAMILIES, METHODS, RATES, UNTRAINED
+from .settings import FAMILIES, METHODS, RATES, SHOTS, UNTRAINED
 
 PANEL = ["family", "shots"]
 RECIPE = {"weight": 1.0, "steps": 50, "outer": "SGD"}
+NEAR = 0.04  # twice the error of reading a value off the figure
 # What differs from the recipe in one way: how a variant is called in tables and figures.
 VARIANTS = {
     "the recipe": {},
@@ -156,6 +157,26 @@ def stand_ins(table: pd.DataFrame) -> pd.DataFrame:
     return found.reindex(pd.MultiIndex.from_product([*[found.index.levels[i] for i in (0, 1)], METHODS], names=found.index.names))
 
 
+def changed(table: pd.DataFrame, epoch: int = 1000) -> pd.DataFrame:
+    """What becomes of the recipe with one thing changed at a time: for each of ``VARIANTS`` and each family, with the fewer shots,
+    the training ``seeds``, how many ``methods`` were trained, A-MAML's distance from its published curve after epoch 0 on
+    ``support`` and ``held-out`` points, and the largest final support error of the methods over the smallest, ``apart``."""
+    rows = []
+    for variant in VARIANTS:
+        found = curves(table, variant, shots=SHOTS[0])
+        for family in FAMILIES:
+            here = found[found["family"].eq(family) & found["method"].ne(UNTRAINED)]
+            if here.empty:
+                continue
+            mine = distances(compared(here[here["method"].eq("A-MAML")]), ["set"])["without epoch 0"]
+            ends = here[here["step"].eq(epoch) & here["set"].eq("support")]["mean"]
+            apart = ends.max() / ends.min() if len(ends) > 1 else np.nan
+            seeds, methods = span(here["seeds"], "{:.0f}"), here["method"].nunique()
+            rows.append([variant, family, seeds, methods, mine.get("support"), mine.get("held-out"), apart])
+    names = ["variant", "family", "seeds", "methods", "support", "held-out", "apart"]
+    return pd.DataFrame(rows, columns=names).set_index(names[:2]).astype(dict.fromkeys(names[4:], float))
+
+
 def said(table: pd.DataFrame) -> str:
     """What the curves rest on, in words."""
     if table["size"].ne("full").any():
@@ -163,7 +184,7 @@ def said(table: pd.DataFrame) -> str:
     mine = select(table)
     seeds = mine.groupby([*PANEL, "method"])["seed"].nunique()
     missing = 4 * (len(METHODS) + 1) - len(seeds)
-    return f"{seeds.min()} to {seeds.max()} training seeds, 100 test functions each" + (
+    return f"{span(seeds, '{:.0f}')} training seeds, 100 test functions each" + (
         f"; {missing} curves have no record" if missing else ""
     )
 
@@ -180,7 +201,11 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
     shots, apart, near = more_shots(found, epoch), spread(found, epoch), stand_ins(table)
     near = near[near.index.get_level_values("method") != "A-MAML"].dropna() if len(near) else near
     above, baselines = above_untrained(found, epoch)
+    tried = changed(table, epoch).drop(index="the recipe", level=0, errors="ignore")
     return {
+        "seeds": span(select(table).groupby([*PANEL, "method"])["seed"].nunique(), "{:.0f}"),
+        "changes": ", ".join(tried.index.unique(0)) or "none yet",
+        "changes-seeds": span(tried["seeds"].str.split(" to ").explode(), "{:.0f}"),
         **{s: text(gap["without epoch 0"].get("A-MAML"), digits=2) for s, gap in gaps.items()},
         **{f"support-{family}": text(families.get(family), digits=2) for family in FAMILIES},
         "falling": text(falling(theirs().query("step > 0")), digits=2),
@@ -189,4 +214,7 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
         "above": str(above), "baselines": str(baselines),
         "half-rate": str(int(near["nearest"].str.endswith(f"rate {RATES[1]:g}").sum())) if len(near) else "–",
         "baseline-curves": str(len(near)),
+        "explained": str(int(near["distance"].le(NEAR).sum())) if len(near) else "–", "near": f"{NEAR:g}",
+        "untrained-nearest": str(int(near["nearest"].str.startswith(UNTRAINED).sum())) if len(near) else "–",
+        "farthest": text(near["distance"].max(), digits=2) if len(near) else "–",
     }  # fmt: skip

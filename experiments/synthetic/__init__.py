@@ -1,6 +1,7 @@
 """Synthetic regression: every random function is a task; methods are compared by their curves of fine-tuning on test functions.
 
-Chapter "Synthetic regression" shows it. Kinds of cells:
+Chapter "Synthetic regression" shows it; chapter "What does the published figure show?" holds it against the published curves. The
+kinds of cells:
 
 - ``choices``: try the four settings that every method has in ``TRIALS``, on validation functions that are neither training nor test
   functions, from a pool of their own;
@@ -12,6 +13,6 @@ Chapter "Synthetic regression" shows it. Kinds of cells:
 """
 
 from . import claims, facts, figures, horizons, settings, tables
-from .run import instances, live
+from .run import instances, live, slices, without_network
 
-__all__ = ["claims", "facts", "figures", "horizons", "instances", "live", "settings", "tables"]
+__all__ = ["claims", "facts", "figures", "horizons", "instances", "live", "settings", "slices", "tables", "without_network"]

@@ -70,6 +70,15 @@ def of_curves(table: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
+def of_ladder(found: pd.DataFrame) -> dict[str, str]:
+    """What is said of :func:`experiments.synthetic.tables.ladder`, on the three hard functions."""
+    three = hard(found.reset_index())
+    return {
+        "adapting": span(three["not adapted"] - three["adapted"], "{:.3f}"), "nearest-point": span(three["nearest point"]),
+        "above-mean": span(three["adapted"] - three["family mean"], "{:.3f}"), "family-mean": span(three["family mean"]),
+    }  # fmt: skip
+
+
 def of_rounding(table: pd.DataFrame, nudged: pd.DataFrame) -> dict[str, str]:
     """What is said of rounding."""
     found = rounding(table, nudged)

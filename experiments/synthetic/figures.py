@@ -31,6 +31,23 @@ def surfaces(instances: pd.DataFrame) -> Figure:
     return fig
 
 
+def slices(functions: pd.DataFrame) -> Figure:
+    """Some functions of one input, of each family and variant."""
+    fig, axes = panels(len(FUNCTIONS), height=2.2)
+    for axis, (family, variant) in zip(axes, FUNCTIONS, strict=True):
+        here = functions[functions["family"].eq(family) & functions["variant"].eq(variant)]
+        count = here["function"].nunique()
+        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, count))
+        for shade, ls, (_, one) in zip(shades, ("-", "--", "-.", ":") * count, here.groupby("function"), strict=False):
+            axis.plot(one["x"], one["value"], color=shade, ls=ls, lw=1.5)
+        axis.set_title(f"{TITLES[family]}, {variant}")
+    for axis in axes[::2]:
+        axis.set_ylabel("$f(x)$")
+    for axis in axes[-2:]:
+        axis.set_xlabel("$x$")
+    return fig
+
+
 def curves(found: pd.DataFrame, variant: str, d: int = 2) -> Figure:
     """Errors against Adam epochs: held-out left, support right, and the published values as markers on both."""
     mine = found[found["variant"].eq(variant) & found["d"].eq(d) & found["protocol"].eq("adam")]
@@ -78,21 +95,40 @@ def distances(trained: pd.DataFrame, untrained: pd.DataFrame) -> Figure:
     return fig
 
 
-def own(found: pd.DataFrame, trained_steps: int = 50) -> Figure:
-    """Held-out errors of two inputs and 50 shots against steps of each method's own inner loop."""
-    mine = found[found["protocol"].eq("own") & found["set"].eq("held-out") & found["d"].eq(2) & found["shots"].eq(50)]
+def published() -> Figure:
+    """The published curves alone."""
+    figure = theirs()
+    fig, axes = panels(len(figure[["family", "shots"]].drop_duplicates()), height=2.4, sharex=True, sharey=True)
+    for axis, ((family, shots), here) in zip(axes, figure.groupby(["family", "shots"], sort=False), strict=True):
+        for name, one in here.groupby("method"):
+            axis.plot(one["step"], one["published"], MARKERS[name], color=COLOURS[name], ls=":", lw=1.2, ms=6)
+        axis.set(title=f"{TITLES[family]}, {shots} shots", ylim=(0, 1.5))
+    for axis in axes[::2]:
+        axis.set_ylabel("nRMSE")
+    for axis in axes[-2:]:
+        axis.set_xlabel("epochs of fine-tuning")
+    legend(fig, NAMES[:-1])
+    return fig
+
+
+def held_out(found: pd.DataFrame, protocol: str, trained_steps: int = 50) -> Figure:
+    """Held-out errors of two inputs and 50 shots against steps of each method's own inner loop, or against Adam epochs."""
+    mine = found[found["protocol"].eq(protocol) & found["set"].eq("held-out") & found["d"].eq(2) & found["shots"].eq(50)]
     fig, axes = panels(len(FUNCTIONS), sharex=True)
     for axis, (family, variant) in zip(axes, FUNCTIONS, strict=True):
         here = mine[mine["family"].eq(family) & mine["variant"].eq(variant)]
         for name in NAMES:
-            band(axis, here[here["method"].eq(name)], **_look(name), marker=MARKERS[name], ms=4)
-        axis.axvline(trained_steps, color="gray", lw=1, ls=":")
-        axis.set(xscale="symlog", title=f"{TITLES[family]}, {variant}", ylim=(0, None))
+            marker = {"marker": MARKERS[name], "ms": 4} if protocol == "own" else {}
+            band(axis, here[here["method"].eq(name)], **_look(name), **marker)
+        if protocol == "own":
+            axis.axvline(trained_steps, color="gray", lw=1, ls=":")
+            axis.set_xscale("symlog")
+        axis.set(title=f"{TITLES[family]}, {variant}", ylim=(0, 1.25))
         say_if_empty(axis, here)
     for axis in axes[::2]:
         axis.set_ylabel("nRMSE, held-out points")
     for axis in axes[-2:]:
-        axis.set_xlabel("own inner steps")
+        axis.set_xlabel({"own": "own inner steps", "adam": "Adam epochs"}[protocol])
     legend(fig, NAMES)
     return fig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -157,6 +158,53 @@ def instances(points: int, seed: int) -> pd.DataFrame:
         [instance(Data(family, variant), points, seed).assign(family=family, variant=variant) for family, variant in every],
         ignore_index=True,
     )
+
+
+def slices(points: int, count: int, seed: int) -> pd.DataFrame:
+    """Some functions of one input on a grid, for each ``family`` and ``variant``: ``function`` (0, 1, ...), ``x`` and ``value``."""
+    parts = []
+    for family in FAMILIES:
+        for variant in VARIANTS:
+            functions = Data(family, variant, d=1).functions()
+            x = torch.linspace(functions.low, functions.high, points, dtype=torch.float64)
+            parameters = functions.draw(count, torch.Generator().manual_seed(seed))  # (count, ...)
+            values = functions(parameters, x[None, :, None].expand(count, -1, -1))[..., 0]  # (count, points)
+            parts += [
+                pd.DataFrame({"family": family, "variant": variant, "function": i, "x": x.numpy(), "value": value.numpy()})
+                for i, value in enumerate(values)
+            ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def without_network(seeds: Iterable[int], shots: int = 50, draws: int = 200) -> pd.DataFrame:
+    """Held-out errors of two predictions that need no network, on the full size's test functions of two inputs.
+
+    Returns:
+        For each ``family``, ``variant`` and ``seed``, in units of the spread of all training targets: ``family mean``, of the mean
+        of ``draws`` random functions of the family at the same inputs, which knows the family and no point of the function; and
+        ``nearest point``, of the value of the nearest support point, which knows the points and no family.
+    """
+    rows = []
+    for family in FAMILIES:
+        for variant in VARIANTS:
+            for seed in seeds:
+                data = Data(family, variant, 2, shots)
+                pools, functions = load(data, SIZES["full"], seed), data.functions()
+                test, units = pools.test, pools.standardisation
+                x = (test.query_x * units.x_std + units.x_mean).double().flatten(0, 1)  # (B Q, 2)
+                parameters = functions.draw(draws, generator("validation", seed))
+                mean = functions(parameters, x[None].expand(draws, -1, -1)).mean(0)  # (B Q, 1)
+                mean = ((mean - units.y_mean) / units.y_std).view_as(test.query_y)
+                nearest = torch.cdist(test.query_x, test.support_x).argmin(2, keepdim=True)  # (B, Q, 1)
+                guesses = {"family mean": mean, "nearest point": test.support_y.gather(1, nearest)}
+                errors = {name: _rmse(guess - test.query_y) for name, guess in guesses.items()}
+                rows.append({"family": family, "variant": variant, "seed": seed, **errors})
+    return pd.DataFrame(rows)
+
+
+def _rmse(gaps: Tensor) -> float:
+    """The mean over functions of the root mean square over points; gaps (B, N, 1)."""
+    return float(gaps.double().square().mean((1, 2)).sqrt().mean())
 
 
 def _grid(family: Family, points: int) -> Tensor:

@@ -186,6 +186,27 @@ def signed(found: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex([name for name in NAMES if name in wide.index])
 
 
+def ladder(table: pd.DataFrame, bars: pd.DataFrame) -> pd.DataFrame:
+    """What more and more knowledge gives, on two inputs and 50 shots: held-out errors, means over seeds, of
+
+    - the ``nearest point`` and the ``family mean``, see :func:`experiments.synthetic.run.without_network`;
+    - the network ``untrained``, at its best step of either protocol;
+    - the best network ``not adapted``: the lowest error of the six methods before the first step;
+    - the best network ``adapted``: their lowest error at any step of their own inner loops.
+
+    Args:
+        table: rows of curves.
+        bars: of the two predictions without a network.
+    """
+    means = over_seeds(select(table, set="held-out", d=2, shots=50))
+    trained, keys = select(means[means["method"].ne(UNTRAINED)], protocol="own"), ["variant", "family"]
+    found = bars.groupby(keys)[["nearest point", "family mean"]].mean()
+    found["untrained"] = select(means, method=UNTRAINED).groupby(keys)["mean"].min()
+    found["not adapted"] = select(trained, step=0).groupby(keys)["mean"].min()
+    found["adapted"] = trained.groupby(keys)["mean"].min()
+    return found
+
+
 # -------------------------------------------------------------------------------------------------------------- distances
 
 
@@ -229,6 +250,18 @@ def readings(table: pd.DataFrame, stand_in: str | None = None) -> pd.DataFrame:
     wide = found[found["whole"]].pivot(index=READING, columns=PANEL, values="distance")
     order = [key for key in theirs().groupby(PANEL, sort=False).groups if key in wide.columns]
     return wide.loc[wide.mean(axis=1).sort_values().index, order]
+
+
+def signs(table: pd.DataFrame, variant: str = "released", epoch: int = 1000) -> pd.DataFrame:
+    """Two signs of a reading that need no distance. A row for each set, dimension and family: ``last`` over the lowest error of the
+    untrained network with 50 shots, at the last epoch; for each method the quotient of its errors with 100 and with 50 shots."""
+    means = over_seeds(select(table, protocol="adam", variant=variant))
+    keys = ["set", "d", "family"]
+    few = select(means, method=UNTRAINED, shots=50)
+    last = select(few, step=epoch).set_index(keys)["mean"] / few.groupby(keys)["mean"].min()
+    wide = select(means, step=epoch).pivot(index=[*keys, "method"], columns="shots", values="mean").reindex(columns=[50, 100])
+    quotients = (wide[100] / wide[50]).unstack("method").reindex(columns=NAMES)
+    return quotients.assign(last=last.reindex(quotients.index))[["last", *NAMES]]
 
 
 def by_normaliser(table: pd.DataFrame, stand_in: str = UNTRAINED) -> pd.DataFrame:
