@@ -1,4 +1,4 @@
-"""Tables of the first look: the split, the scales of the ratings, and the first comparison."""
+"""Tables of the first look: the split, one user's predictions, the scales of the ratings, and the first comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from amaml_core import metrics
 from amaml_core.samplers import RatingSplits
 
-from .settings import BARS, METHODS, size_of
+from .settings import BARS, METHODS, PICTURED, size_of
 from .tables import theirs
 
 
@@ -42,6 +42,25 @@ def over_published(errors: pd.DataFrame) -> float:
     """A-MAML's mean RMSE over its number in Table 1, of one data set and number of shots."""
     mine = own_error(errors)
     return float(mine["query"].mean() / theirs(1).loc[(mine["data"].iloc[0], mine["shots"].iloc[0], "A-MAML"), "value"])
+
+
+def typical(predictions: pd.DataFrame, method: str = PICTURED[0]) -> pd.DataFrame:
+    """The predictions for one test user: the one whose error on the query items, after a method's adaptation, is the median."""
+    mine = predictions[predictions["method"].eq(method) & predictions["set"].eq("query")]
+    squares = (mine["after"] - mine["rating"]).pow(2).groupby(mine["user"]).mean().sort_values(kind="stable")
+    return predictions[predictions["user"].eq(squares.index[(len(squares) - 1) // 2])]
+
+
+def of_one_user(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The RMSE of one user's predictions ``before`` and ``after`` adaptation, by method and set, on the data's own scale."""
+    squares = predictions[["before", "after"]].sub(predictions["rating"], axis=0).pow(2)
+    return squares.groupby([predictions["method"], predictions["set"]], sort=False).mean().pow(0.5)
+
+
+def same_guess(predictions: pd.DataFrame) -> bool:
+    """Whether each item has one prediction for all users before adaptation, and not after it."""
+    widest = predictions.groupby(["method", "item"])[["before", "after"]].agg(lambda v: v.max() - v.min()).groupby("method").max()
+    return bool(widest["before"].lt(1e-4).all() and widest["after"].gt(1e-2).all())
 
 
 def of_bars(users: pd.DataFrame) -> pd.DataFrame:
