@@ -173,7 +173,9 @@ def reading_facts(errors: pd.DataFrame, users: pd.DataFrame) -> dict[str, str]:
     worse = pd.concat([_over_user_mean(found) for found in ours])
     fitted = errors[errors["step"].eq(errors["trained"])].groupby(["method", "table", *KEYS[:2]])["support"].mean()
     bound = relative_errors() / [least_error(SHOTS[shots][1]) for _, shots in COLUMNS]
+    published = pd.concat([theirs(n)["value"] for n in TABLES])
     return {
+        "ratings-published": span(published, "{:.2f}", NOT_RUN),
         "ratings-lower": _lower(errors, users),
         "ratings-worse": f"{worse.sum()} of {len(worse)}",
         "ratings-worse-methods": " and ".join(dict.fromkeys(worse[worse].index.get_level_values("method"))) or "none",
