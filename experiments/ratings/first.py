@@ -44,17 +44,26 @@ def over_published(errors: pd.DataFrame) -> float:
     return float(mine["query"].mean() / theirs(1).loc[(mine["data"].iloc[0], mine["shots"].iloc[0], "A-MAML"), "value"])
 
 
+def changes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """By how much adaptation changes each user's RMSE on the query items, on the data's own scale; a column for each method."""
+    rmse = _rmse(predictions[predictions["set"].eq("query")], ["user", "method"])
+    return (rmse["after"] - rmse["before"]).unstack("method")
+
+
 def typical(predictions: pd.DataFrame, method: str = PICTURED[0]) -> pd.DataFrame:
-    """The predictions for one test user: the one whose error on the query items, after a method's adaptation, is the median."""
-    mine = predictions[predictions["method"].eq(method) & predictions["set"].eq("query")]
-    squares = (mine["after"] - mine["rating"]).pow(2).groupby(mine["user"]).mean().sort_values(kind="stable")
-    return predictions[predictions["user"].eq(squares.index[(len(squares) - 1) // 2])]
+    """The predictions for one test user: the one whose error on the query items a method's adaptation changes by the median."""
+    order = changes(predictions)[method].sort_values(kind="stable").index
+    return predictions[predictions["user"].eq(order[(len(order) - 1) // 2])]
 
 
 def of_one_user(predictions: pd.DataFrame) -> pd.DataFrame:
     """The RMSE of one user's predictions ``before`` and ``after`` adaptation, by method and set, on the data's own scale."""
+    return _rmse(predictions, ["method", "set"])
+
+
+def _rmse(predictions: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     squares = predictions[["before", "after"]].sub(predictions["rating"], axis=0).pow(2)
-    return squares.groupby([predictions["method"], predictions["set"]], sort=False).mean().pow(0.5)
+    return squares.groupby([predictions[name] for name in by], sort=False).mean().pow(0.5)
 
 
 def same_guess(predictions: pd.DataFrame) -> bool:
