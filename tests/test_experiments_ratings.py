@@ -734,7 +734,7 @@ def test_no_combination_has_the_papers_size_fall_and_spread_at_once_and_support_
     assert verdicts["with both"].to_dict() == dict.fromkeys(verdicts.index, 0) | {"user mean, first": 2}
     least = table.loc[table["factor"].idxmin()]
     assert verdicts.loc[least["hypothesis"], "nearest"] == f"{least['factor']:.2f}" == verdicts["nearest"].min()
-    assert verdicts.loc[least["hypothesis"], "where"] == f"{least['set']} set, {least['steps']} steps, {least['score']}"
+    assert verdicts.loc[least["hypothesis"], "where"] == f"{least['set']} set, {least['steps']} step, {least['score']}"
     near = table.assign(fall=ratings_gap.tables.paper()["fall"], spread=3.5, factor=1.1)
     assert {c.verdict for c in ratings_gap.claims.conclusions(errors, near)} == {"holds", "does not hold"}
 

@@ -153,7 +153,8 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         for what in ("fall", "spread"):
             found[f"{what}, {seen}"] = after[part, what].map("{:.2f}".format)
     found["nearest"] = nearest["factor"].map("{:.2f}".format)
-    found["where"] = [f"{row['set']} set, {row['steps']} steps, {row['score']}" for _, row in nearest.iterrows()]
+    steps = nearest["steps"].map(lambda count: f"{count} step" + "s" * (count > 1))
+    found["where"] = nearest["set"] + " set, " + steps + ", " + nearest["score"]
     found["with both"] = with_both(table)["hypothesis"].value_counts().reindex(found.index, fill_value=0)
     return found
 
