@@ -443,8 +443,9 @@ def as_published():
     return table.assign(query=value * points * table.pop("query standard deviation")), users
 
 
-def test_what_the_chapter_concludes_follows_from_the_records_and_would_not_from_others():
+def test_what_the_chapters_conclude_follows_from_the_records_and_would_not_from_others():
     holds = claims.conclusions(*full())
+    assert holds == claims.of_readings(*full()) + claims.of_methods(*full())
     assert [c.verdict for c in holds] == ["holds"] * len(holds) and len({c.claim for c in holds}) == len(holds)
     errors, users = as_published()
     other = {c.claim: c.verdict for c in claims.conclusions(errors, users, full()[2])}
@@ -467,11 +468,17 @@ def test_the_papers_claims_are_judged_on_columns_with_two_seeds_or_more():
 
 
 def test_every_number_in_the_text_is_a_fact_and_every_fact_is_in_the_text():
-    text = (CHAPTERS / "17_published_ratings.md").read_text()
     errors, gap = ratings_gap.tables.recorded("errors"), compared()
-    known = facts() | ratings_gap.claims.facts(errors, gap)
-    assert set(re.findall(r"\{glue:text\}`([^`]+)`", text)) == set(known)
-    assert not [name for name, value in known.items() if re.search(r"nan|inf|not run", value)]
+    trained_there = ("ratings-data", "ratings-first-factor", "ratings-helped-a-maml", "ratings-helped-reptile")
+    live = dict.fromkeys(trained_there, "")
+    chapters = {
+        "12_collaborative_filtering": facts() | live,
+        "17_published_ratings": claims.reading_facts(*full()[:2]) | ratings_gap.claims.facts(errors, gap),
+    }
+    for name, known in chapters.items():
+        text = (CHAPTERS / f"{name}.md").read_text()
+        assert set(re.findall(r"\{glue:text\}`([^`]+)`", text)) == set(known)
+        assert not [fact for fact, value in known.items() if re.search(r"nan|inf|not run", value)]
 
 
 # ------------------------------------------------------------------------------------------------------------- the first look
@@ -495,6 +502,34 @@ def test_the_first_look_compares_all_methods_on_the_same_users(no_data, capsys):
     scale = first.over_scales(errors, users)
     assert scale["scale"].iloc[2] == pytest.approx(users["query range"].mean()) and scale["scale"].iloc[0] == 1
     assert first.over_published(errors) == pytest.approx(first.own_error(errors)["query"].mean() / 0.074)
+
+
+def test_one_users_predictions_have_the_errors_of_the_evaluation_and_the_figure_shows_each(no_data):
+    found = ratings.first_look("smoke", 0)
+    predictions, errors, users = found["predictions"], found["errors"], found["users"]
+    assert set(predictions["method"]) == set(settings.PICTURED) and first.same_guess(predictions)
+    assert not first.same_guess(predictions.assign(before=predictions["rating"]))
+    for name, rows in predictions.groupby("method"):
+        mine = errors[errors["method"].eq(name)]
+        for column, step in (("before", 0), ("after", mine["trained"].iloc[0])):
+            at = mine[mine["step"].eq(step)].set_index("user")
+            for part in ("support", "query"):
+                of_part = rows[rows["set"].eq(part)]
+                squares = ((of_part[column] - of_part["rating"]) / users["std"].iloc[0]).pow(2)
+                ours = squares.groupby(of_part["user"]).mean().pow(0.5)
+                np.testing.assert_allclose(ours, at.loc[ours.index, part], rtol=1e-3)
+    one = first.typical(predictions)
+    assert one["user"].nunique() == 1 and len(one) == len(settings.PICTURED) * sum(settings.SHOTS[FEW])
+    mine = errors[errors["method"].eq("A-MAML")].set_index(["user", "step"])["query"].unstack("step")
+    change = mine[10] - mine[0]
+    assert change.rank()[one["user"].iloc[0]] == len(change) // 2
+    better = first.changes(predictions)["A-MAML"].lt(0)
+    assert better.equals(change.lt(0).rename("A-MAML"))
+    fig = ratings.figures.one_user(one)
+    titles = [axis.get_title() for axis in fig.axes]
+    table = first.of_one_user(one)
+    assert titles[0] == "A-MAML, seen: RMSE {before:.1f} → {after:.1f}".format(**table.loc[("A-MAML", "support")])
+    assert [axis.get_yticks().size for axis in fig.axes] == [10, 10, 15, 15]
 
 
 def test_the_simple_bars_are_what_they_say(no_data):
@@ -693,6 +728,13 @@ def test_no_combination_has_the_papers_size_fall_and_spread_at_once_and_support_
     assert [c.verdict for c in ratings_gap.claims.conclusions(errors, table)] == ["holds"] * 3
     patterns = ratings_gap.tables.patterns(table)
     assert patterns["support"]["fall"].gt(1).all() and len(patterns) == 16
+    verdicts = ratings_gap.tables.verdicts(table)
+    assert list(verdicts.index) == list(ratings_gap.settings.HYPOTHESES)
+    assert verdicts["spread, unseen"].astype(float).between(0.75, 1.25).all()
+    assert verdicts["with both"].to_dict() == dict.fromkeys(verdicts.index, 0) | {"user mean, first": 2}
+    least = table.loc[table["factor"].idxmin()]
+    assert verdicts.loc[least["hypothesis"], "nearest"] == f"{least['factor']:.2f}" == verdicts["nearest"].min()
+    assert verdicts.loc[least["hypothesis"], "where"] == f"{least['set']} set, {least['steps']} step, {least['score']}"
     near = table.assign(fall=ratings_gap.tables.paper()["fall"], spread=3.5, factor=1.1)
     assert {c.verdict for c in ratings_gap.claims.conclusions(errors, near)} == {"holds", "does not hold"}
 

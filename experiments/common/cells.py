@@ -82,8 +82,13 @@ def live_rows(cells: Iterable[Cell]) -> dict[str, pd.DataFrame]:
     for cell in cells:
         with tempfile.TemporaryDirectory() as scratch:
             table = run(cell, Path(scratch))
-        found.setdefault(cell.kind, []).append(table.assign(**cell.settings, seed=cell.seed, machine=machine()))
+        found.setdefault(cell.kind, []).append(stamped(cell, table))
     return {kind: pd.concat(tables, ignore_index=True) for kind, tables in found.items()}
+
+
+def stamped(cell: Cell, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a cell with its settings, its seed and the machine, as records give them."""
+    return table.assign(**cell.settings, seed=cell.seed, machine=machine())
 
 
 def missing(cells: Iterable[Cell], folder: Path = RESULTS) -> list[Cell]:

@@ -1,7 +1,7 @@
 """Collaborative filtering: every user is a task, every method predicts held-out ratings after adapting to a few.
 
-Chapter "Collaborative filtering, first look" shows a first comparison, chapter "Collaborative filtering at full size" the records
-of all cells beside both published tables. Kinds of cells:
+Chapter "Collaborative filtering" shows a first comparison, and the records of all cells beside both published tables; chapter "What
+could give the published ratings?" reads these tables. Kinds of cells:
 
 - ``choice``: the score of each trial of a method on validation users of Jester-1. Always with seed 0.
 - ``beyond``: the same of trials beyond the ends of the grids, which could not be chosen.

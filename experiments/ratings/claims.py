@@ -59,17 +59,19 @@ def claims() -> list[Claim]:
 
 
 def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -> list[Claim]:
-    """What the chapter concludes from the tables, each with the test that would refute it."""
+    """What both chapters conclude, each with the test that would refute it: :func:`of_readings` and :func:`of_methods`."""
+    return [*of_readings(errors, users, lost), *of_methods(errors, users, lost)]
+
+
+def of_readings(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -> list[Claim]:
+    """What the published numbers can and cannot be."""
     pairs, near, one, two = quotients(errors, users, lost), distances(errors, users), common_fall(1), common_fall(2)
     score, floors = str(scores.NEAREST), [floor(errors, users, number) for number in TABLES]
     row = near.loc[score]
     factors, falls, nearest = ([row[f"Table {n}", what] for n in TABLES] for what in ("A-MAML", "fall", "A-MAML nearest"))
     above = over_user_mean(users).groupby("method")["above"].agg(["sum", "count"])
     rivals, own = above.drop("A-MAML").sum(), above.loc["A-MAML"]
-    whole = pairs[pairs["n seeds"].gt(1)]
-    ahead = pairs.xs("FOMAML", level="method").xs(MANY, level="shots")
-    by_users, by_seeds = (ahead["resolved"].str.contains(over).sum() for over in ("users", "seeds"))
-    drawn = [
+    return _made(
         ("No scale that all methods share turns our numbers into the published ones",
          f"with a scale of its own in every column the tables stay apart by more than {APART}, and most quotients of two "
          "methods do not meet",
@@ -89,6 +91,16 @@ def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -
          "nine in ten of the rivals' numbers lie above that of the user's mean, and less than half of A-MAML's",
          f"{rivals['sum']} of {rivals['count']} of the rivals', {own['sum']} of {own['count']} of A-MAML's", "",
          [rivals["sum"] >= 0.9 * rivals["count"], own["sum"] < own["count"] / 2]),
+    )  # fmt: skip
+
+
+def of_methods(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -> list[Claim]:
+    """How far the methods are apart on the users that both were tested on."""
+    pairs = quotients(errors, users, lost)
+    whole = pairs[pairs["n seeds"].gt(1)]
+    ahead = pairs.xs("FOMAML", level="method").xs(MANY, level="shots")
+    by_users, by_seeds = (ahead["resolved"].str.contains(over).sum() for over in ("users", "seeds"))
+    return _made(
         ("No rival that came to an end with two seeds or more is behind A-MAML as the paper says",
          "none of our quotients on the same users meets the published one",
          span(whole["published"], "{:.2f}", NOT_RUN), f"{span(whole['quotient'], '{:.3f}', NOT_RUN)}, {len(whole)} quotients",
@@ -100,7 +112,10 @@ def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -
          "seeds",
          [ahead["quotient"].between(1, 1 + BEHIND).all(), by_users >= 2 / 3 * len(ahead)],
          "the rates of both are the smallest of their grids; a smaller one would have served FOMAML in Table 2 better"),
-    ]  # fmt: skip
+    )  # fmt: skip
+
+
+def _made(*drawn: tuple) -> list[Claim]:
     return [
         Claim("ratings", said, test, paper, ours, decide(bool(o) for o in outcomes), *note)
         for said, test, paper, ours, outcomes, *note in drawn
@@ -110,21 +125,16 @@ def conclusions(errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame) -
 def facts(
     errors: pd.DataFrame, users: pd.DataFrame, lost: pd.DataFrame, choice: pd.DataFrame, beyond: pd.DataFrame, second: pd.DataFrame
 ) -> dict[str, str]:
-    """Every number that the chapter on the full size says in its text, by name."""
-    pairs, near, seen = quotients(errors, users, lost), distances(errors, users), seen_in_choice(users)
+    """Every number that the chapter on the evaluation says of the records in its text, by name."""
+    pairs, seen = quotients(errors, users, lost), seen_in_choice(users)
     others, imaml = pairs.drop("iMAML", level="method"), pairs.xs("iMAML", level="method")
     ahead = pairs.xs("FOMAML", level="method").xs(MANY, level="shots")
     different = distinct(users)["different ones"]
     late = imaml[imaml["quotient"].gt(1 + BEHIND)]
     ours = {n: means(trained(errors, users, n), scores.PLAIN[0]) for n in TABLES}
-    worse = pd.concat([_over_user_mean(found) for found in ours.values()])
-    lower = pd.concat([ours[n]["mean"] / theirs(n)["value"] for n in TABLES])
     seeded = pd.concat([found[found["over"].eq("seeds")] for found in ours.values()]).index.get_level_values("method")
     strangers = seen[seen["train"].gt(0)]
-    both = near.xs("A-MAML", axis=1, level=1).lt(NEAR).all(axis=1)
-    fitted = errors[errors["step"].eq(errors["trained"])].groupby(["method", "table", *KEYS[:2]])["support"].mean()
     ends = choices(choice)["on an edge"]
-    bound = relative_errors() / [least_error(SHOTS[shots][1]) for _, shots in COLUMNS]
     gains = _gains(choice, beyond)
     return {
         "ratings-trials-apart": f"{_trials_apart(choice):.1f}",
@@ -141,20 +151,34 @@ def facts(
         "ratings-seen": f"{strangers['train'].min()} to {strangers['train'].max()}",
         "ratings-judged": str(strangers["judge"].max()),
         "ratings-seen-seeds": " and ".join(str(s) for s in sorted(set(strangers.index.get_level_values("seed")))),
-        "ratings-lower": f"{lower.min():.1f} to {lower.max():.0f}",
+        "ratings-lower": _lower(errors, users),
         "ratings-close": f"{100 * (others['quotient'] - 1).abs().max():.1f}",
         "ratings-imaml-columns": f"{len(late)} of {len(imaml)}",
         "ratings-imaml-behind": f"{100 * (late['quotient'].min() - 1):.0f} to {100 * (late['quotient'].max() - 1):.0f}",
         "ratings-imaml-seed": f"{100 * (imaml['largest'].max() - 1):.0f}",
         "ratings-fomaml-behind": span(100 * (ahead["quotient"] - 1), "{:.1f}", NOT_RUN),
-        "ratings-worse": f"{worse.sum()} of {len(worse)}",
-        "ratings-worse-methods": " and ".join(dict.fromkeys(worse[worse].index.get_level_values("method"))) or "none",
         "ratings-diverged-second": f"{lost['table'].eq(2).sum()}",
         "ratings-diverged-data": ", ".join(dict.fromkeys(lost["data"].sort_values())),
         "ratings-diverged": f"{len(lost)} of {len(imaml) * SIZES['full'].seeds}",
         "ratings-again": f"{second['second'].sum()} of {second['runs'].sum()}",
         "ratings-again-either": f"{second['either'].sum()}",
         "ratings-again-change": f"{second['change'].max():.0f}",
+    }
+
+
+def reading_facts(errors: pd.DataFrame, users: pd.DataFrame) -> dict[str, str]:
+    """Every number that the chapter on the published tables says in its text of these records, by name."""
+    both = distances(errors, users).xs("A-MAML", axis=1, level=1).lt(NEAR).all(axis=1)
+    ours = [means(trained(errors, users, n), scores.PLAIN[0]) for n in TABLES]
+    worse = pd.concat([_over_user_mean(found) for found in ours])
+    fitted = errors[errors["step"].eq(errors["trained"])].groupby(["method", "table", *KEYS[:2]])["support"].mean()
+    bound = relative_errors() / [least_error(SHOTS[shots][1]) for _, shots in COLUMNS]
+    published = pd.concat([theirs(n)["value"] for n in TABLES])
+    return {
+        "ratings-published": span(published, "{:.2f}", NOT_RUN),
+        "ratings-lower": _lower(errors, users),
+        "ratings-worse": f"{worse.sum()} of {len(worse)}",
+        "ratings-worse-methods": " and ".join(dict.fromkeys(worse[worse].index.get_level_values("method"))) or "none",
         "ratings-near": f"{both.sum()} of {len(both)}",
         "ratings-fit-low": span(fitted.drop(["Reptile", "iMAML"]), "{:.2f}", NOT_RUN),
         "ratings-fit-imaml": span(fitted["iMAML"], "{:.2f}", NOT_RUN),
@@ -162,6 +186,13 @@ def facts(
         "ratings-maml-below": f"{bound.loc['MAML'].lt(1).sum()} of {bound.shape[1]}",
         "ratings-amaml-above": f"{bound.loc['A-MAML'].min():.0f} to {bound.loc['A-MAML'].max():.0f}",
     }
+
+
+def _lower(errors: pd.DataFrame, users: pd.DataFrame) -> str:
+    """How many times our errors over the standard deviation are the published ones, the least and the most."""
+    ours = {n: means(trained(errors, users, n), scores.PLAIN[0])["mean"] for n in TABLES}
+    quotient = pd.concat([ours[n] / theirs(n)["value"] for n in TABLES])
+    return f"{quotient.min():.1f} to {quotient.max():.0f}"
 
 
 def _over_user_mean(found: pd.DataFrame) -> pd.Series:

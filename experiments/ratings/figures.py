@@ -1,4 +1,4 @@
-"""The data as tasks, adaptation curves, and ours beside the published tables."""
+"""The data as tasks, one user's predictions, adaptation curves, and ours beside the published tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from amaml_core.samplers import RatingSplits
 from ..common import scores
 from ..common.plots import BLUE, COLOURS, GREY, MARKERS, adaptation_curves, below, legend, panels, plain_numbers, say_if_empty
 from ..common.scores import Score
+from .first import of_one_user
 from .settings import DATA, METHODS, size_of
 from .tables import COLUMNS, means, theirs, trained
 
@@ -27,6 +28,30 @@ def matrix(splits: RatingSplits, rows: int = 60) -> Figure:
     known = splits.train[splits.train.isfinite()].double()
     right.hist(splits.undo(known).numpy(), bins=40, color=BLUE)
     right.set(xlabel="rating", ylabel="number of training ratings")
+    return fig
+
+
+def one_user(predictions: pd.DataFrame) -> Figure:
+    """One user's ratings and two methods' predictions of them: support items above, query items below, a column for each method."""
+    found, errors = dict(list(predictions.groupby(["method", "set"]))), of_one_user(predictions)
+    names, counts = list(predictions["method"].unique()), predictions.groupby("set")["item"].nunique()
+    rows = ("support", "query")
+    fig, axes = panels(4, height=3.1, sharex=True, sharey="row", height_ratios=[counts[part] + 3 for part in rows])
+    for axis, (part, name) in zip(axes, ((part, name) for part in rows for name in names), strict=True):
+        mine = found[name, part].sort_values(["rating", "item"], ignore_index=True)
+        axis.hlines(mine.index, mine["rating"], mine["after"], color=COLOURS[name], lw=2.5, alpha=0.5, label="error after")
+        axis.plot(mine["before"], mine.index, "o", mfc="none", mec=GREY, ms=5, label="predicted before adaptation")
+        axis.plot(mine["after"], mine.index, "o", color=COLOURS[name], ms=5, label="predicted after")
+        axis.plot(mine["rating"], mine.index, "|", color=GREY, ms=11, mew=2.5, label="the user's rating")
+        axis.set(yticks=mine.index, yticklabels=mine["item"], ylim=(-0.7, len(mine) - 0.3))
+        seen = "seen" if part == "support" else "unseen"
+        axis.set_title("{}, {}: RMSE {before:.1f} → {after:.1f}".format(name, seen, **errors.loc[name, part]))
+    for axis in axes[::2]:
+        axis.set_ylabel("item")
+    for axis in axes[-2:]:
+        axis.set_xlabel("rating")
+    marks = axes[0].get_legend_handles_labels()
+    below(fig, [marks[0][i] for i in (3, 1, 2, 0)], [marks[1][i] for i in (3, 1, 2, 0)])
     return fig
 
 

@@ -1,4 +1,4 @@
-"""Tables of the first look: the split, the scales of the ratings, and the first comparison."""
+"""Tables of the first look: the split, one user's predictions, the scales of the ratings, and the first comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from amaml_core import metrics
 from amaml_core.samplers import RatingSplits
 
-from .settings import BARS, METHODS, size_of
+from .settings import BARS, METHODS, PICTURED, size_of
 from .tables import theirs
 
 
@@ -42,6 +42,34 @@ def over_published(errors: pd.DataFrame) -> float:
     """A-MAML's mean RMSE over its number in Table 1, of one data set and number of shots."""
     mine = own_error(errors)
     return float(mine["query"].mean() / theirs(1).loc[(mine["data"].iloc[0], mine["shots"].iloc[0], "A-MAML"), "value"])
+
+
+def changes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """By how much adaptation changes each user's RMSE on the query items, on the data's own scale; a column for each method."""
+    rmse = _rmse(predictions[predictions["set"].eq("query")], ["user", "method"])
+    return (rmse["after"] - rmse["before"]).unstack("method")
+
+
+def typical(predictions: pd.DataFrame, method: str = PICTURED[0]) -> pd.DataFrame:
+    """The predictions for one test user: the one whose error on the query items a method's adaptation changes by the median."""
+    order = changes(predictions)[method].sort_values(kind="stable").index
+    return predictions[predictions["user"].eq(order[(len(order) - 1) // 2])]
+
+
+def of_one_user(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The RMSE of one user's predictions ``before`` and ``after`` adaptation, by method and set, on the data's own scale."""
+    return _rmse(predictions, ["method", "set"])
+
+
+def _rmse(predictions: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    squares = predictions[["before", "after"]].sub(predictions["rating"], axis=0).pow(2)
+    return squares.groupby([predictions[name] for name in by], sort=False).mean().pow(0.5)
+
+
+def same_guess(predictions: pd.DataFrame) -> bool:
+    """Whether each item has one prediction for all users before adaptation, and not after it."""
+    widest = predictions.groupby(["method", "item"])[["before", "after"]].agg(lambda v: v.max() - v.min()).groupby("method").max()
+    return bool(widest["before"].lt(1e-4).all() and widest["after"].gt(1e-2).all())
 
 
 def of_bars(users: pd.DataFrame) -> pd.DataFrame:

@@ -6,13 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from torch import Tensor
 
-from amaml_core import evaluate, metrics
-from amaml_core.samplers import RatingSampler
+from amaml_core import Problem, adapt, evaluate, metrics
+from amaml_core.meta import Method
+from amaml_core.samplers import RatingSampler, RatingSplits
+from amaml_core.tasks import Tasks
 
-from ..common.cells import Cell, live_rows
+from ..common.cells import Cell, live_rows, stamped
 from ..common.choosing import choose
 from ..common.training import generator
 from ..common.users import error_rows, learn, rounded, scales
@@ -23,6 +27,7 @@ from .settings import (
     BEYOND,
     ITEMS,
     META_LR,
+    PICTURED,
     SHOTS,
     TRIAL_UPDATES,
     TRIAL_USERS,
@@ -44,8 +49,7 @@ def run(cell: Cell, scratch: Path) -> pd.DataFrame:
     if cell.kind in ("choice", "beyond"):
         trials = (TRIALS if cell.kind == "choice" else BEYOND)[c["method"]]
         return choice(c["method"], trials, c["data"], c["shots"], size, cell.seed, fast)
-    trial = Trial(c["inner_lr"], c["regularization"])
-    return errors(c["method"], trial, c["data"], c["shots"], size, cell.seed, c["meta_lr"], fast)
+    return errors(learnt(cell, fast), size)
 
 
 def users(data: str, shots: str, size: Size, seed: int) -> pd.DataFrame:
@@ -67,17 +71,57 @@ def users(data: str, shots: str, size: Size, seed: int) -> pd.DataFrame:
     return table.assign(**parts, **facts)
 
 
-def errors(
-    method: str, trial: Trial, data: str, shots: str, size: Size, seed: int, meta_lr: float = META_LR, fast: bool = False
-) -> pd.DataFrame:
-    """Train a method and test it: one row for each number of inner steps and test user, see :func:`error_rows`."""
-    found, splits = load(data, shots, size, seed)
-    steps = trained_steps(method, size)
-    made = make_method(method, trial, steps)
-    sampler = RatingSampler(splits.train, *SHOTS[shots], BATCH)
-    problem, theta = learn(made, sampler, ITEMS, size.updates, meta_lr, seed, fast)
-    tested = evaluate(made, problem, theta, make_test_tasks(splits, shots, seed), metrics.rmse, size.test_steps)
-    return error_rows(tested, steps).assign(source=found.description)
+class Learnt(NamedTuple):
+    """A method after its meta-training, and what it is tested on.
+
+    Attributes:
+        method: with its number of inner ``steps``.
+        problem, theta: the model, and its trained initialisation (P,).
+        splits, tasks: the users, and one task for each test user.
+        source: the data's own description.
+    """
+
+    method: Method
+    steps: int
+    problem: Problem
+    theta: Tensor
+    splits: RatingSplits
+    tasks: Tasks
+    source: str
+
+
+def learnt(cell: Cell, fast: bool = False) -> Learnt:
+    """Train the method of a cell of errors."""
+    c = cell.settings
+    size = settings.size_of(c["size"], c["table"])
+    found, splits = load(c["data"], c["shots"], size, cell.seed)
+    steps = trained_steps(c["method"], size)
+    made = make_method(c["method"], Trial(c["inner_lr"], c["regularization"]), steps)
+    sampler = RatingSampler(splits.train, *SHOTS[c["shots"]], BATCH)
+    problem, theta = learn(made, sampler, ITEMS, size.updates, c["meta_lr"], cell.seed, fast)
+    return Learnt(made, steps, problem, theta, splits, make_test_tasks(splits, c["shots"], cell.seed), found.description)
+
+
+def errors(model: Learnt, size: Size) -> pd.DataFrame:
+    """Test a method: one row for each number of inner steps and test user, see :func:`error_rows`."""
+    tested = evaluate(model.method, model.problem, model.theta, model.tasks, metrics.rmse, size.test_steps)
+    return error_rows(tested, model.steps).assign(source=model.source)
+
+
+def predictions(model: Learnt) -> pd.DataFrame:
+    """One row for each test ``user`` and item of a ``set``, support or query: the ``item``'s number in the data, the ``rating``,
+    and the prediction ``before`` and ``after`` adaptation; all three on the data's own scale."""
+    adapted = adapt(model.method, model.problem, model.theta, model.tasks, model.steps)  # (B, P)
+    parts = []
+    for part, (x, y) in (("support", model.tasks.support), ("query", model.tasks.query)):
+        found = {"rating": y}
+        for name, u in (("before", model.theta.expand_as(adapted)), ("after", adapted)):
+            found[name] = model.problem.predict(u, x).detach()  # (B, n, 1)
+        columns = {name: model.splits.undo(values).flatten().double() for name, values in found.items()}
+        columns["item"] = model.splits.items[x.argmax(2)].flatten()
+        table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        parts.append(table.assign(set=part, user=table.index // x.shape[1]))
+    return pd.concat(parts, ignore_index=True)[["user", "set", "item", "rating", "before", "after"]]
 
 
 def choice(method: str, trials: Sequence[Trial], data: str, shots: str, size: Size, seed: int, fast: bool = False) -> pd.DataFrame:
@@ -106,5 +150,11 @@ def live(size: str, seed: int, kind: str, **wanted: object) -> pd.DataFrame:
 
 
 def first_look(size: str, seed: int) -> dict[str, pd.DataFrame]:
-    """The first comparison, run here and now: ``users``, and the ``errors`` of all methods."""
-    return live_rows(settings.first_look(size, seed))
+    """The first comparison, run here and now: ``users``, the ``errors`` of all methods, and the ``predictions`` of those that are
+    ``PICTURED``, with the column ``method``."""
+    who, *which = settings.first_look(size, seed)
+    models = {cell.settings["method"]: learnt(cell) for cell in which}
+    tables = [stamped(cell, errors(models[cell.settings["method"]], settings.size_of(size))) for cell in which]
+    pictured = [predictions(models[name]).assign(method=name) for name in PICTURED]
+    both = {"errors": tables, "predictions": pictured}
+    return live_rows([who]) | {name: pd.concat(parts, ignore_index=True) for name, parts in both.items()}

@@ -52,6 +52,7 @@ CHOSEN: dict[int, dict[str, Trial]] = dict.fromkeys(
 )
 AGAIN = ("iMAML",)  # methods that are run a second time, since their results do not repeat
 FIRST_LOOK = Trial(0.1)  # for all methods alike, where nothing is chosen
+PICTURED = ("A-MAML", "Reptile")  # whose predictions for one user are drawn: with an exact meta-gradient, and without any
 
 
 @dataclass(frozen=True, kw_only=True)

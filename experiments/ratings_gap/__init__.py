@@ -1,6 +1,6 @@
 """Why are the published errors of collaborative filtering so small? Each hypothesis changes one thing about the tasks.
 
-Chapter "Collaborative filtering at full size" shows the records. Kinds of cells:
+Chapter "What could give the published ratings?" shows the records. Kinds of cells:
 
 - ``users``: scales of each test user's ratings under a hypothesis, and the errors of two guesses.
 - ``errors``: of each test user after so many inner steps of a method that was trained under the hypothesis.

@@ -43,10 +43,12 @@ def conclusions(errors: pd.DataFrame, table: pd.DataFrame) -> list[Claim]:
 def facts(errors: pd.DataFrame, table: pd.DataFrame) -> dict[str, str]:
     """Every number that the chapter says in its text of the hypotheses, by name."""
     both, fit, support = with_both(table), support_fit(errors), patterns(table)["support"]
+    near = table.groupby("hypothesis")["factor"].min()
     mine = errors[errors["step"].eq(errors["trained"])].groupby(["hypothesis", *KEYS])["query"].mean()
     filled = {name: mine[name, "ml-100k"] for name in ("base", "user mean", "user mean, first")}
     found = {
         "gap-combinations": f"{len(table)}",
+        "gap-nearest": f"{near.min():.2f} to {near.max():.2f}",
         "gap-both": f"{len(both)}",
         "gap-both-where": "; ".join(f"“{c.hypothesis}”, {c.set} set, {c.steps} steps, {c.score}" for c in both.itertuples())
         or "none",

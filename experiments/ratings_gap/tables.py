@@ -46,11 +46,6 @@ def theirs() -> pd.DataFrame:
     return table[table["data"].isin(DATA) & table["method"].isin(METHODS)].set_index(KEYS)[["value", "error"]]
 
 
-def hypotheses() -> pd.DataFrame:
-    """Each hypothesis in words."""
-    return pd.Series({name: h.says for name, h in HYPOTHESES.items()}, name="the guess").to_frame()
-
-
 def plain(errors: pd.DataFrame, lost: pd.DataFrame) -> pd.DataFrame:
     """The RMSE with its interval over users, after the steps of the training, as text: a row for each hypothesis and data set, a
     column for each method, shots and set."""
@@ -139,11 +134,6 @@ def paper() -> dict[str, float]:
     return _nearness(table).iloc[0].to_dict()
 
 
-def nearest(table: pd.DataFrame, count: int = 12) -> pd.DataFrame:
-    """The combinations of :func:`compare` that are nearest in size."""
-    return table.sort_values("factor").head(count).round(2).reset_index(drop=True)
-
-
 def with_both(table: pd.DataFrame) -> pd.DataFrame:
     """Those combinations that have the paper's fall and its spread at once, the nearest in size first."""
     wanted = paper()
@@ -152,10 +142,21 @@ def with_both(table: pd.DataFrame) -> pd.DataFrame:
     return table[fall & spread].sort_values("factor")
 
 
-def best(table: pd.DataFrame) -> pd.DataFrame:
-    """The nearest combination of each hypothesis."""
-    nearest = table.loc[table.groupby("hypothesis", sort=False)["factor"].idxmin()] if len(table) else table
-    return nearest.set_index("hypothesis").round(2)
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each hypothesis of :func:`compare`: the guess in words; fall and spread of the RMSE on either set, after the steps
+    of the training; by what factor its nearest combination differs from the paper's numbers, and which that is; and how many
+    of its combinations are :func:`with_both`."""
+    nearest = table.loc[table.groupby("hypothesis", sort=False)["factor"].idxmin()].set_index("hypothesis")
+    found = pd.DataFrame({"the guess": {name: HYPOTHESES[name].says for name in nearest.index}})
+    after = patterns(table)
+    for part, seen in (("query", "unseen"), ("support", "seen")):
+        for what in ("fall", "spread"):
+            found[f"{what}, {seen}"] = after[part, what].map("{:.2f}".format)
+    found["nearest"] = nearest["factor"].map("{:.2f}".format)
+    steps = nearest["steps"].map(lambda count: f"{count} step" + "s" * (count > 1))
+    found["where"] = nearest["set"] + " set, " + steps + ", " + nearest["score"]
+    found["with both"] = with_both(table)["hypothesis"].value_counts().reindex(found.index, fill_value=0)
+    return found
 
 
 def patterns(table: pd.DataFrame, score: str = "RMSE") -> pd.DataFrame:
