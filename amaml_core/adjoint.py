@@ -9,6 +9,7 @@ For Euler's method this reads :math:`\lambda_k = (I - hH(u_k))\lambda_{k+1}`, on
 more than one step. ``Store`` keeps every state, ``Checkpoint`` recomputes some, ``Backsolve`` keeps none and reverses the flow.
 ``Store`` and ``Checkpoint`` use nothing of a chain but its length, ``initial``, ``start``, ``forward``, ``advance``, ``backward``
 and ``linearize``.
+Chapter "Which states to keep" draws and counts what they do.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Checkpoint:
         segments: cut the trajectory into this many segments, keep the first state of each, and recompute one segment at a
             time: about segments + K / segments states for one more forward solve. By default :math:`\lceil\sqrt K\rceil`.
         snapshots: keep at most this many states at any time and recompute as little as that allows, by the binomial
-            schedule of Revolve. For budgets far below :math:`\sqrt K`.
+            schedule of Revolve. For budgets far below :math:`\sqrt K`. With the least r such that
+            :math:`\binom{s+r}{s}>K`, s snapshots take :math:`r(K+1)-\binom{s+r}{s+1}` steps forward in all.
 
     Raises:
         ValueError: both are given, or one is < 1.

@@ -3,7 +3,7 @@
 A step runs a model through ``vmap`` and ``torch.autograd.grad``. For a small network these layers cost more than the arithmetic.
 Tracing runs through them once for each shape, on tensors without data, and records the plain operations that come out, derivatives
 included. From then on the recorded graph runs in place of the step, without autograd, or its compiled form does
-(``Problem(compile=True)``). Chapter "From equations to GPU code" measures what both are worth. A trace costs far more
+(``Problem(compile=True)``). Chapter "From equations to code" measures what both are worth. A trace costs far more
 than a step, so a shape is traced when it has taken ``trace_after`` of them before; compiled, at once.
 
 A model that decides by the values of its data cannot be traced, and runs as it is. What a trace cannot see is that the model or

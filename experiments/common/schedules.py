@@ -1,6 +1,6 @@
 """What a memory strategy does with a chain of steps: which step it takes when, which states it keeps, and what that costs.
 
-Nothing is computed: the strategy is handed a chain that takes notes. Chapter "Discretise, then optimise?" draws them.
+Nothing is computed: the strategy is handed a chain that takes notes. Chapter "Which states to keep" draws them.
 """
 
 from __future__ import annotations
