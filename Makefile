@@ -12,7 +12,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all bench full data data-images images-gpu html notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all test-browser bench full data data-images images-gpu html notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -59,6 +59,10 @@ test-all: $(READY)  ## the slow tests too, and the committed notebooks run again
 	$(SUBMAKE) data
 	$(SUBMAKE) rendered PROFILE=smoke
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests amaml_core $(wildcard book/*.ipynb)
+
+test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
+	$(SUBMAKE) rendered
+	@$(PY) -m pytest -q -p no:cacheprovider browser
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts
@@ -115,10 +119,11 @@ full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at on
 	$(SUBMAKE) data
 	@$(PY) -m experiments --jobs $(JOBS) $(if $(LIST),--list) $(if $(FORCE),--force --only "$(FORCE)",$(if $(CELL),--only "$(CELL)"))
 
-lint: $(READY)  ## check the style and the types of the code
+lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m ruff format --check
 	@$(PY) -m ruff check
 	@$(PY) -m mypy
+	@$(PY) -m codespell_lib
 
 lock: $(READY)  ## write the versions in .venv into requirements.lock
 	@{ sed -n '/^#/p' requirements.lock; \

@@ -92,6 +92,7 @@ def test_every_public_name_has_an_example_that_runs(module, name):
     [
         ("ruff", "check", "--no-cache"),
         ("ruff", "format", "--check", "--no-cache"),
+        ("codespell_lib",),
         pytest.param(("mypy",), marks=pytest.mark.slow),
     ],
     ids=" ".join,
