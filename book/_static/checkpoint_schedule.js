@@ -77,8 +77,8 @@
   function draw({ K, s }, width) {
     const log = calls(K, s), { boxes, height } = panels(width, 1, width < 560 ? 0.75 : 0.42), end = log.length;
     const tidy = (most) => [0, 1, 2, 3, 4].map((i) => Math.round((i * most) / 4)).filter((n, i, all) => n !== all[i - 1]);
-    const axis = axes(boxes[0], { title: `Checkpoint(snapshots=${s}), K = ${K}`, x: [0, end], y: [-0.02 * K, 1.02 * K], xTicks: tidy(end), yTicks: tidy(K),
-      xLabel: "steps taken, forward or back", yLabel: "state number" });
+    const axis = axes(boxes[0], { title: `Checkpoint(snapshots=${s}), K = ${K}`, x: [0, end], y: [-0.02 * K, 1.02 * K],
+      xTicks: tidy(end), yTicks: tidy(K), xLabel: "steps taken, forward or back", yLabel: "state number" });
     const { plot, x, y } = axis, paths = { memory: "", first: "", again: "", back: "" }, seen = new Set();
     for (const { state, made, read } of kept(log)) paths.memory += amaml.line([[x(made), y(state)], [x(read), y(state)]]);
     log.forEach(({ kind, step }, time) => {
@@ -95,7 +95,8 @@
     const many = (n, words) => `${n} ${words}${n === 1 ? "" : "s"}`;
     const lines = [
       `Forward steps in the drawing: ${forwardSteps}, of which ${forwardSteps - K} again.`,
-      `Closed form, r (K + 1) − β(s + 1, r − 1) with r = ${form.r}: ${form.r} · ${K + 1} − ${reach(s + 1, form.r - 1)} = ${form.forwardSteps}.`,
+      `Closed form, r (K + 1) − β(s + 1, r − 1) with r = ${form.r}: ` +
+        `${form.r} · ${K + 1} − ${reach(s + 1, form.r - 1)} = ${form.forwardSteps}.`,
       `That is ${many(number(forwardSteps / K), "forward solve")}, with at most ${many(states, "state")} in memory; ` +
         `no step is taken more than ${many(repetitions, "time")}.`,
     ];
@@ -103,7 +104,8 @@
   }
 
   amaml.checkpointSchedule = {
-    label: "State number over the steps taken: one climb to the top, then many shorter climbs, each from a state in memory, between the steps back, which come down to the start one by one.",
+    label: "State number over the steps taken: one climb to the top, then many shorter climbs, each from a state in memory, " +
+      "between the steps back, which come down to the start one by one.",
     sliders: [
       { name: "K", words: "steps K", min: 1, max: 60, step: 1, value: 24 },
       { name: "s", words: "snapshots s", min: 1, max: 10, step: 1, value: 3 },

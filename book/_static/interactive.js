@@ -22,7 +22,7 @@ window.amaml = {
 
   // A number for readers: `digits` that count, and a real minus.
   number(value, digits = 3) {
-    if (value === 0 || !Number.isFinite(value)) return amaml.minus(value);
+    if (value === 0 || !Number.isFinite(value)) return amaml.minus(value).replace("Infinity", "∞");
     const size = Math.abs(value), short = size < 1e-3 || size >= 10 ** digits ? value.toExponential(digits - 1) : value.toPrecision(digits);
     return amaml.minus(short.replace("e+", "e"));
   },
@@ -39,7 +39,7 @@ window.amaml = {
 
   // Boxes for `count` panels: beside one another, or below one another where the page is narrow. `ratio` is height over width.
   panels(width, count, ratio) {
-    const columns = width < 560 ? 1 : count, [left, right, top, bottom] = [52, 12, 28, 44];
+    const columns = width < 560 ? 1 : count, [left, right, top, bottom] = [52, 20, 28, 44];
     const inner = Math.max(width / columns - left - right, 80), height = ratio * inner;
     const boxes = [...Array(count).keys()].map((i) => ({
       left: (i % columns) * (width / columns) + left, width: inner, height,

@@ -27,6 +27,8 @@
     descentBack: { stroke: colours.red }, flowBack: { stroke: colours.orange, "stroke-dasharray": "7 4" },
   };
 
+  const thin = { stroke: "currentColor", "stroke-width": 1, opacity: 0.5 };
+
   // The left panel: both factors of one step over h a, and where we are.
   function once(axis, ha, { width, height }) {
     const { plot, x, y } = axis, points = [...Array(121).keys()].map((i) => -0.5 + i * 0.025);
@@ -37,18 +39,18 @@
       plot.append(svg("rect", band), svg("text", { x: start, y: bottom, fill: "currentColor", "font-size": 12, class: "on-lines",
         transform: `rotate(-90 ${start} ${bottom})` }, name));
     }
-    for (const level of [-1, 1]) plot.append(path([[0, y(level)], [width, y(level)]], { stroke: "currentColor", "stroke-width": 1, opacity: 0.5 }));
+    for (const level of [-1, 1]) plot.append(path([[0, y(level)], [width, y(level)]], thin));
     for (const name of ["descent", "flow"]) {
       plot.append(path(points.map((at) => [x(at), y(factors(at)[name])]), looks[name]));
       plot.append(svg("circle", { cx: x(ha), cy: y(factors(ha)[name]), r: 5, fill: looks[name].stroke }));
     }
-    plot.append(path([[x(ha), 0], [x(ha), height]], { stroke: "currentColor", "stroke-width": 1, "stroke-dasharray": "2 3", class: "here" }));
+    plot.append(path([[x(ha), 0], [x(ha), height]], { ...thin, opacity: 1, "stroke-dasharray": "2 3" }));
   }
 
   // The right panel: sizes after each step, on a logarithmic axis; straight lines, since every step multiplies by the same.
   function often(axis, ha, K) {
     const { plot, x, y } = axis;
-    for (const level of [0, 16]) plot.append(path([[x(0), y(level)], [x(K), y(level)]], { stroke: "currentColor", "stroke-width": 1, opacity: 0.5 }));
+    for (const level of [0, 16]) plot.append(path([[x(0), y(level)], [x(K), y(level)]], thin));
     plot.append(svg("text", { x: x(0) + 5, y: y(16) - 5, fill: "currentColor", "font-size": 12 }, "16 digits are lost"));
     for (const [name, factor] of Object.entries(factors(ha))) {
       const decades = Math.max(-400, Math.min(400, Math.log10(Math.abs(factor))));
@@ -59,26 +61,28 @@
   function draw({ ha, K }, width) {
     const { boxes, height } = panels(width, 2, 0.85);
     const words = `${K} step${K > 1 ? "s" : ""}`;
-    const left = axes(boxes[0], { title: "one step", x: [-0.5, 2.5], y: [-1.6, 1.8], xTicks: [0, 0.5, 1, 1.5, 2, 2.5], yTicks: [-1, 0, 1],
-      xLabel: "step size times eigenvalue, h a", yLabel: "factor" });
+    const left = axes(boxes[0], { title: "one step", x: [-0.5, 2.5], y: [-1.6, 1.8],
+      xTicks: [0, 0.5, 1, 1.5, 2, 2.5], yTicks: [-1, 0, 1], xLabel: "step size times eigenvalue, h a", yLabel: "factor" });
     const right = axes(boxes[1], { title: words, x: [0, K], y: [-20, 20], xTicks: [0, K], yTicks: [-16, -8, 0, 8, 16],
       xLabel: "steps taken, forward or back", yLabel: "size, powers of ten" });
     once(left, ha, boxes[0]);
     often(right, ha, K);
-    const one = factors(ha), all = over(ha, K);
-    const digits = (growth) => (growth > 1 ? `${Math.max(0, 16 - Math.log10(Math.abs(growth))).toFixed(0)} of 16 digits are left` : "no digit is lost");
+    const one = factors(ha), all = over(ha, K), undone = Math.abs(all.descentBack);
+    const digits = (growth) => growth > 1 ? `${Math.max(0, 16 - Math.log10(growth)).toFixed(0)} of 16 digits are left` : "no digit is lost";
     const lines = [
       `h a = ${amaml.minus(ha)}: ${region(ha)}.`,
       `One step forward multiplies by 1 − h a = ${number(one.descent)} in gradient descent, and by ${number(one.flow)} in the flow.`,
       `${words} forward: by ${number(all.descent)} and by ${number(all.flow)}.`,
-      `${words} back multiply a rounding error by ${number(Math.abs(all.descentBack))} (steps undone; ${digits(Math.abs(all.descentBack))}) ` +
+      `${words} back multipl${K > 1 ? "y" : "ies"} a rounding error by ${number(undone)} (steps undone; ${digits(undone)}) ` +
         `and by ${number(all.flowBack)} (flow reversed; ${digits(all.flowBack)}).`,
     ];
     return { height, parts: [...left.parts, ...right.parts], lines };
   }
 
   amaml.stepFactor = {
-    label: "Left, the factor of one step over step size times eigenvalue: a falling line for gradient descent, a curve above it for the flow, in bands named ridge, contracting, oscillating, diverging. Right, on a logarithmic axis, four straight lines from one: two for the way forward, two for the way back.",
+    label: "Left, the factor of one step over step size times eigenvalue: a falling line for gradient descent, a curve " +
+      "above it for the flow, in bands named ridge, contracting, oscillating, diverging. Right, on a logarithmic axis, " +
+      "four straight lines from one: two for the way forward, two for the way back.",
     sliders: [
       { name: "ha", words: "h a", min: -0.5, max: 2.5, step: 0.01, value: 0.5 },
       { name: "K", words: "steps K", min: 1, max: 100, step: 1, value: 40 },

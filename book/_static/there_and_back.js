@@ -75,8 +75,7 @@
     const { boxes, height } = panels(width, 2, 2.4 / 2.7);
     const labels = { xLabel: "first parameter", yLabel: "second parameter" };
     const [there, back] = ["there: the states u", "back: the adjoint λ"].map((title, i) => axes(boxes[i], { ...view, ...labels, title }));
-    const sound = u.flat().concat(lambda.flat(), difference).every(Number.isFinite);
-    const shown = u.filter((at) => at.every(Number.isFinite)).map(([a, b]) => [there.x(a), there.y(b)]);
+    const shown = u.map(([a, b]) => [there.x(a), there.y(b)]);
     for (const axis of [there, back]) contours(axis);
     there.plot.append(path(shown, { stroke: colours.blue, class: "states" }));
     for (const [cx, cy] of shown) there.plot.append(svg("circle", { cx, cy, r: K > 32 ? 2 : 3.5, fill: colours.blue }));
@@ -84,36 +83,37 @@
     for (let r = 0.5; r < 3; r += 0.5) {
       back.plot.append(svg("circle", { cx, cy, r: r * unit, fill: "none", stroke: colours.green, "stroke-dasharray": "2 4" }));
     }
-    back.plot.append(path([[cx - 6, cy], [cx + 6, cy]], { stroke: colours.green }), path([[cx, cy - 6], [cx, cy + 6]], { stroke: colours.green }));
+    for (const [dx, dy] of [[6, 0], [0, 6]]) {
+      back.plot.append(path([[cx - dx, cy - dy], [cx + dx, cy + dy]], { stroke: colours.green }));
+    }
     back.plot.append(path(shown, { stroke: colours.blue }));
-    if (sound) {
-      const scale = Math.min(0.85, 1.1 / Math.max(...lambda.map((l) => Math.hypot(...l))));  // all to one scale
-      for (let k = K; k >= 0; k -= k <= K / 8 ? 1 : Math.ceil(K / 8)) {
-        const end = k === K || k === 0, by = lambda[k].map((value, i) => scale * unit * value * (i ? -1 : 1));
-        back.plot.append(arrow(shown[k], by, end ? colours.red : colours.orange, end ? 3 : 1.8));
-      }
+    const scale = Math.min(0.6, 0.75 / Math.max(...lambda.map((l) => Math.hypot(...l))));  // all to one scale
+    for (let k = K; k >= 0; k -= k <= K / 8 ? 1 : Math.ceil(K / 8)) {
+      const end = k === K || k === 0, by = lambda[k].map((value, i) => scale * unit * value * (i ? -1 : 1));
+      back.plot.append(arrow(shown[k], by, end ? colours.red : colours.orange, end ? 3 : 1.8));
     }
     const [first, last] = [shown[0], shown[K]], text = { fill: "currentColor", "font-size": 14, class: "on-lines" };
     for (const { plot } of [there, back]) {
       plot.append(svg("text", { x: first[0] - 16, y: first[1] + 5, ...text }, "θ"));
-      if (last) plot.append(svg("text", { x: last[0] + 8, y: last[1] - 8, ...text }, "u", svg("tspan", { dy: 4, "font-size": 10 }, "K")));
+      plot.append(svg("text", { x: last[0] + 8, y: last[1] - 8, ...text }, "u", svg("tspan", { dy: 4, "font-size": 10 }, "K")));
     }
     const pair = (vector) => `(${vector.map((value) => number(value, 8)).join(", ")})`;
     const norm = (vector) => Math.hypot(...vector), along = gradient[0] * lambda[K][0] + gradient[1] * lambda[K][1];
     const apart = norm(gradient.map((value, i) => value - difference[i])) / norm(gradient);
-    const lines = sound ? [
+    const lines = [
       `meta-gradient, λ₀: ${pair(gradient)}`,
       `finite difference: ${pair(difference)}`,
       `Relative difference of the two: ${number(apart, 1)}.`,
       `Step size h = ${number(T / K)}; query loss at the end: ${number(loss)}.`,
       `Cosine of the arrows at both ends: ${number(along / norm(gradient) / norm(lambda[K]))}; ` +
         `length of the query gradient over that of the meta-gradient: ${number(norm(lambda[K]) / norm(gradient))}.`,
-    ] : ["The steps run away: they are too long for the steep side of the valley, and the numbers overflow."];
+    ];
     return { height, parts: [...there.parts, ...back.parts], lines };
   }
 
   amaml.thereAndBack = {
-    label: "Two panels with the contour lines of a bent valley and the steps of gradient descent in it; in the second one, arrows along the steps, from the query gradient at the end back to the meta-gradient at the start.",
+    label: "Two panels with the contour lines of a bent valley and the steps of gradient descent in it; " +
+      "in the second one, arrows along the steps, from the query gradient at the end back to the meta-gradient at the start.",
     sliders: [
       { name: "T", words: "horizon T", min: 0.1, max: 3, step: 0.1, value: 1.2 },
       { name: "K", words: "steps K", min: 1, max: 64, step: 1, value: 16 },
