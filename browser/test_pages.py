@@ -5,6 +5,7 @@ The browser is Debian's Chromium, or the program that ``CHROMIUM`` names.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -17,12 +18,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import nbformat
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Response, sync_playwright
+from playwright.sync_api import Browser, Page, Response, sync_playwright
 
-BOOK = Path(__file__).resolve().parents[1] / "_build" / "html"
+from amaml_core import AMAML, Checkpoint, Euler, Problem, Tasks, meta_gradient
+from experiments.common import schedules
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "_build" / "html"
 PAGES = sorted(str(p.relative_to(BOOK)) for p in BOOK.rglob("*.html") if "_static" not in p.parts)
 CHAPTERS = [page for page in PAGES if re.match(r"book/\d\d_", page)]
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "wide": ("light", 1920), "phone": ("light", 390)}  # scheme, width
@@ -196,3 +203,108 @@ def test_links_and_fragments_are_alive(page):
         if not path.is_file() or (fragment and path.suffix == ".html" and unquote(fragment) not in anchors(path)):
             dead.append(href)
     assert dead == []
+
+
+# ------------------------------------------------------------------------------------------------ figures with sliders
+
+SLIDERS = {
+    "05_amaml": ("there-and-back", ("horizon T", "steps K")),
+    "06_discretise_optimise": ("step-factor", ("h a", "steps K")),
+    "07_which_states": ("checkpoint-schedule", ("steps K", "snapshots s")),
+}
+
+
+@pytest.fixture(scope="module")
+def from_disk(browser: Browser) -> Callable[[str], Page]:
+    """Chapters as files, opened once each: no server, and no network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+
+    @cache
+    def opened(chapter: str) -> Page:
+        tab = context.new_page()
+        tab.goto((BOOK / "book" / f"{chapter}.html").as_uri(), wait_until="load")
+        return tab
+
+    return opened
+
+
+def defined(chapter: str, *names: str) -> list[object]:
+    """What the cells of a chapter define under these names, each by its first definition, in an order that works."""
+    cells = nbformat.read(ROOT / "book" / f"{chapter}.ipynb", as_version=4).cells
+    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.parse(cell.source).body]
+    first = {}
+    for node in nodes:
+        target = node.targets[0] if isinstance(node, ast.Assign) else node
+        first.setdefault(getattr(target, "id", getattr(target, "name", None)), node)
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    scope = {}
+    exec(ast.unparse(ast.Module([*imports, *(first[name] for name in names)], [])), scope)
+    return [scope[name] for name in names]
+
+
+def shown(tab: Page, name: str) -> tuple[list[str], str]:
+    """The paths of a drawing, and its read-out."""
+    figure = tab.locator(f"#try-{name}")
+    paths = figure.locator("svg path").evaluate_all("all => all.map(path => path.getAttribute('d'))")
+    return paths, figure.locator("[aria-live]").inner_text()
+
+
+@pytest.mark.parametrize("chapter", SLIDERS)
+def test_a_slider_moves_its_figure_by_the_keyboard(from_disk, chapter):
+    tab, (name, labels) = from_disk(chapter), SLIDERS[chapter]
+    before = shown(tab, name)
+    assert any(before[0]) and re.search(r"\d", before[1]), "nothing is drawn before a slider is touched"
+    for label in labels:
+        tab.locator(f"#try-{name}").get_by_label(label, exact=True).press("ArrowRight")
+        after = shown(tab, name)
+        assert after[0] != before[0] and after[1] != before[1], label
+        before = after
+
+
+@pytest.fixture(scope="module")
+def landscape() -> tuple[Problem, torch.Tensor, Tasks]:
+    """The problem of the first figure of chapter 5, theta, and its one task, as the chapter defines them."""
+    names = ("Point", "bent_valley", "round_bowl", "landscape", "nothing", "place", "left")
+    *_, problem, _, tasks, theta = defined("05_amaml", *names)
+    return problem, theta, tasks
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [(1.2, 16), (1.2, 3), (0.1, 1), (3.0, 64)])
+def test_the_arrow_with_sliders_is_the_packages_meta_gradient(from_disk, landscape, horizon, steps):
+    found = from_disk("05_amaml").evaluate("([T, K]) => amaml.thereAndBack.metaGradient(T, K)", [horizon, steps])
+    problem, theta, tasks = landscape
+    wanted = meta_gradient(AMAML(horizon, Euler(steps)), problem, theta, tasks)
+    ends = (found["gradient"], found["u"][-1], found["loss"])
+    for number, same in zip(ends, (wanted.gradient, wanted.adapted[0], wanted.query_loss[0]), strict=True):
+        torch.testing.assert_close(torch.tensor(number, dtype=torch.float64), same, rtol=1e-10, atol=1e-10)
+    difference = from_disk("05_amaml").evaluate("([T, K]) => amaml.thereAndBack.finiteDifference(T, K)", [horizon, steps])
+    torch.testing.assert_close(torch.tensor(difference, dtype=torch.float64), wanted.gradient, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("ha", [-0.3, 0.5, 1.0, 1.7, 2.3])
+def test_the_factor_with_sliders_is_the_packages_meta_gradient_of_a_parabola(from_disk, ha):
+    (point,) = defined("05_amaml", "Point")
+    parabola = Problem(point(1), lambda u, y: (2 * ha * u**2).sum(), query_loss=lambda u, y: u.sum())  # a = 4 ha, h = 1/4
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    wanted = meta_gradient(AMAML(2.0, Euler(8)), parabola, one[0, 0], Tasks(one, one, one, one)).gradient.item()
+    found = from_disk("06_discretise_optimise").evaluate("ha => amaml.stepFactor.over(ha, 8)", ha)
+    assert found["descent"] == pytest.approx(wanted, rel=1e-10)
+    assert found["flow"] * found["flowBack"] == pytest.approx(1)
+    assert ha == 1 or found["descent"] * found["descentBack"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("steps", "snapshots"), [(1, 1), (2, 1), (12, 1), (24, 3), (35, 4), (40, 2), (60, 5), (5, 10), (60, 10)])
+def test_the_schedule_with_sliders_is_the_packages(from_disk, steps, snapshots):
+    log, kept, cost, form = from_disk("07_which_states").evaluate(
+        """([K, s]) => {
+            const { calls, kept, cost, closedForm } = amaml.checkpointSchedule;
+            return [calls(K, s), kept(calls(K, s)), cost(K, s), closedForm(K, s)];
+        }""",
+        [steps, snapshots],
+    )
+    memory = Checkpoint(snapshots=snapshots)
+    wanted = schedules.calls(memory, steps)
+    assert [(call["kind"], call["step"]) for call in log] == wanted
+    assert [(entry["state"], entry["made"], entry["read"]) for entry in kept] == schedules.kept(wanted)
+    assert (cost["forwardSteps"], cost["states"]) == schedules.cost(memory, steps)
+    assert (cost["forwardSteps"], cost["repetitions"]) == (form["forwardSteps"], form["r"])

@@ -367,6 +367,32 @@ def test_problems_name_errors_and_remains_of_an_execution(chapter):
     assert "ended in NameError" in found and "what an execution left behind" in found
 
 
+# ------------------------------------------------------------------------------------------------ figures with sliders
+
+STATIC = ROOT / "book" / "_static"
+
+
+def test_every_script_is_loaded_and_none_asks_for_anything():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]
+    scripts = {path.name: path.read_text() for path in STATIC.glob("*.js")}
+    assert sorted(config["html_js_files"]) == sorted(scripts)
+    foreign = r"https?://(?!www\.w3\.org/2000/svg)|\b(?:fetch|import|require|XMLHttpRequest|eval|localStorage)\b"
+    assert {name: re.findall(foreign, text) for name, text in scripts.items()} == dict.fromkeys(scripts, [])
+
+
+def test_every_figure_with_sliders_has_a_script_a_caption_and_words_for_pages_without_scripts():
+    defined = {name for path in STATIC.glob("*.js") for name in re.findall(r"^  amaml\.(\w+) = \{", path.read_text(), re.MULTILINE)}
+    used = []
+    for name in notebooks.names():
+        for figure in re.findall(
+            r'<figure class="interactive".*?</figure>', (notebooks.SOURCES / f"{name}.md").read_text(), re.DOTALL
+        ):
+            used += re.findall(r'data-figure="(\w+)"', figure)
+            assert re.search(r'<noscript>.*<a href="#fig-[\w-]+">.*</noscript>', figure) and "<figcaption>" in figure, name
+            assert "\n\n" not in figure, f"{name}: an empty line ends the HTML in a page"
+    assert sorted(used) == sorted(defined) and used
+
+
 # ----------------------------------------------------------------------------------------------------- rendered book
 
 
