@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from .common import records
 from .common.claims import Claim
@@ -23,6 +24,17 @@ def claims(found: Iterable[Claim]) -> pd.DataFrame:
     """Claims on one screen: the evaluation, the claim, the verdict."""
     rows = [{"evaluation": c.evaluation, "claim": c.claim, "verdict": SIGNS[c.verdict]} for c in found]
     return pd.DataFrame(rows).set_index(["evaluation", "claim"])
+
+
+def screen(found: Iterable[Claim]) -> Styler:
+    """:func:`claims` in small type: a line each, so that all of them fit on one screen."""
+    table = claims(found).rename(index=lambda claim: claim.removeprefix("Ratings: "), level="claim")
+    small = [
+        {"selector": "", "props": "font-size: 0.75em; line-height: 1.25"},
+        {"selector": "th, td", "props": "padding: 0 0.6em; text-align: left; vertical-align: top"},
+        {"selector": "th.level1", "props": "font-weight: normal"},
+    ]
+    return Styler(table, uuid="claims", cell_ids=False).set_table_styles(small)
 
 
 def tests(found: Iterable[Claim]) -> pd.DataFrame:

@@ -77,6 +77,14 @@ def test_the_summary_shows_every_claim_and_every_number(rows, claims):
     assert summary.facts([*claims, made_up], table)["fails"] == str(int(facts["fails"]) + 1)
 
 
+def test_the_claims_fit_on_one_screen(claims):
+    shown = summary.screen(claims)
+    assert list(shown.data["verdict"]) == [summary.SIGNS[c.verdict] for c in claims] and len(claims) <= 40
+    evaluations, words = zip(*shown.data.index, strict=True)
+    assert evaluations == tuple(c.evaluation for c in claims) and max(map(len, words)) <= 80  # a line each
+    assert shown.to_html() == summary.screen(claims).to_html()  # no random names: it is committed
+
+
 def test_the_hours_are_those_of_all_records():
     spent = summary.spent()
     assert spent["cells"].sum() > 900 and spent["hours"].gt(0).all()
