@@ -57,7 +57,7 @@ def test_without_data_there_is_nothing_to_pack(tmp_path):
 
 def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path):
     saves = "import time, pathlib, sys\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).touch()"
-    assert not images_gpu.run(0.05, [sys.executable, "-c", saves, str(tmp_path / "saved")])
+    assert not images_gpu.run(0.15, [sys.executable, "-c", saves, str(tmp_path / "saved")])
     assert (tmp_path / "saved").exists()
     assert images_gpu.run(1, [sys.executable, "-c", ""])
     with pytest.raises(subprocess.CalledProcessError):
