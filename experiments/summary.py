@@ -31,10 +31,11 @@ def screen(found: Iterable[Claim]) -> Styler:
     table = claims(found).rename(index=lambda claim: claim.removeprefix("Ratings: "), level="claim")
     small = [
         {"selector": "", "props": "font-size: 0.75em; line-height: 1.25"},
-        {"selector": "th, td", "props": "padding: 0 0.6em; text-align: left; vertical-align: top"},
+        {"selector": "th, td", "props": "padding: 0 0.6em; text-align: left; vertical-align: top; white-space: nowrap"},
+        {"selector": "th.level0", "props": "max-width: 8em; white-space: normal"},
         {"selector": "th.level1", "props": "font-weight: normal"},
     ]
-    return Styler(table, uuid="claims", cell_ids=False).set_table_styles(small)
+    return Styler(table, uuid="claims", cell_ids=False).set_table_styles(small).hide(names=True)
 
 
 def tests(found: Iterable[Claim]) -> pd.DataFrame:
