@@ -33,7 +33,7 @@ def screen(found: Iterable[Claim]) -> Styler:
         {"selector": "", "props": "font-size: 0.75em; line-height: 1.25"},
         {"selector": "th, td", "props": "padding: 0 0.6em; text-align: left; vertical-align: top; white-space: nowrap"},
         {"selector": "th.level0", "props": "max-width: 8em; white-space: normal"},
-        {"selector": "th.level1", "props": "font-weight: normal"},
+        {"selector": "th.level1", "props": "font-weight: normal; white-space: normal"},  # so that no verdict is cut off
     ]
     return Styler(table, uuid="claims", cell_ids=False).set_table_styles(small).hide(names=True)
 
