@@ -62,7 +62,7 @@ test-all: $(READY)  ## the slow tests too, and the committed notebooks run again
 
 test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
 	$(SUBMAKE) rendered
-	@$(PY) -m pytest -q -p no:cacheprovider browser
+	@$(PY) -m pytest -n $(JOBS) --dist loadgroup -q -p no:cacheprovider browser
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts
