@@ -102,6 +102,21 @@ def test_the_longer_sizes_take_what_was_chosen_at_the_shorter_ones():
         assert {c.kind for c in settings.cells(f"gpu-{data}")} == {"accuracy"}
 
 
+def test_the_chapters_say_how_many_updates_the_shorter_sizes_take():
+    counts = [f"{SIZES[f'cpu-{data}'].updates:,}" for data in ("omniglot", "mini-imagenet")]
+    text = {name: (records.ROOT / "book" / "src" / f"{name}.md").read_text() for name in ("13_few_shot_images", "19_report")}
+    assert "{} of 4 tasks; mini-ImageNet {} of 4".format(*counts) in text["13_few_shot_images"]
+    assert "with {} and {} updates".format(*counts) in text["19_report"]
+    assert {SIZES[f"cpu-{data}"].batch for data in settings.PAPER_TASKS} == {4}
+
+
+def test_a_measurement_of_speed_belongs_to_the_recipes_that_were_timed(monkeypatch):
+    timed = lambda: next(c for c in settings.cells("cpu-omniglot") if c.kind == "speed").key  # noqa: E731
+    before = timed()
+    monkeypatch.setitem(settings.CHOSEN["cpu-omniglot"], "MAML", 1 - settings.CHOSEN["cpu-omniglot"]["MAML"])
+    assert timed() != before
+
+
 def test_all_rows_have_as_many_trials_and_a_horizon_is_that_of_its_row():
     for size, count in (("reduced", 3), ("cpu-omniglot", 2), ("cpu-mini-imagenet", 2)):
         assert {len(trials) for trials in TRIALS[size].values()} == {count} and set(TRIALS[size]) == set(ROWS)

@@ -52,7 +52,7 @@ def predictions(some: Tasks, answers: Mapping[str, torch.Tensor], way: int, show
     Args:
         some: B tasks.
         answers: of :func:`run.answers`.
-        shown: how many query images of a task: those on which the rows err, and do not agree, come first.
+        shown: how many query images of a task: those on which most rows err are taken first.
     """
     fig, axes = plt.subplots(len(some), way + 1 + shown, figsize=(WIDTH, 1.15 * len(some)), layout="constrained", squeeze=False)
     for b, line in enumerate(axes):

@@ -16,7 +16,7 @@ from amaml_core.meta import Method
 from ..common.timing import medians
 from ..common.training import generator
 from .settings import Recipe, Size, make_method, recipe
-from .training import keep_freed_memory, make_problem
+from .training import drawn, keep_freed_memory, make_problem
 
 TIMED = ("A-MAML, T=0.5", "MAML", "FOMAML")  # five steps of 0.1 each
 AS_TRAINED = "as trained"
@@ -27,7 +27,7 @@ def random_tasks(size: Size, row: str = "") -> Tasks:
     """A meta-batch of the shapes that a row trains on; what the images show makes no difference to the time."""
     channels, pixels = (1, 28) if size.data == "omniglot" else (3, 84)
     draws = generator("data", 0)
-    shot, query = (1 + size.query, 1) if row == "Reptile" else (1, size.query)
+    shot, query = drawn(row, size)
     labels = lambda count: torch.arange(size.way).repeat_interleave(count).expand(size.batch, -1).contiguous()  # noqa: E731
     images = lambda count: torch.rand(size.batch, size.way * count, channels, pixels, pixels, generator=draws)  # noqa: E731
     return Tasks(images(shot), labels(shot), images(query), labels(query))

@@ -38,6 +38,11 @@ class Samplers:
     description: str
 
 
+def drawn(row: str, size: Size) -> tuple[int, int]:
+    """Images of a class in the support and in the query set of a row's training; Reptile has no query loss, and as many in all."""
+    return (1 + size.query, 1) if row == "Reptile" else (1, size.query)
+
+
 def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.device | str = "cpu") -> Samplers:
     """The samplers of a row.
 
@@ -48,7 +53,6 @@ def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
     Raises:
         FileNotFoundError: the data are not prepared, and the size allows no stand-in.
     """
-    shot = 1 + size.query if row == "Reptile" else 1
     if size.data == "omniglot":
         found = load_images("omniglot", allow_stand_in=size.stand_in > 0, stand_in_classes=size.stand_in)
         classes = len(found.images)
@@ -67,7 +71,7 @@ def samplers(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devi
         return ImageSampler(images, size.way, shot, query, batch, rotations=turned, classes=classes)
 
     return Samplers(
-        make(0, shot, 1 if row == "Reptile" else size.query, recipe.batch or size.batch),
+        make(0, *drawn(row, size), recipe.batch or size.batch),
         make(1, 1, size.query, size.validation_tasks) if size.validates else None,
         make(2, 1, size.query, size.test_tasks),
         found.description,

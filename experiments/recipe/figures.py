@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
@@ -15,7 +17,7 @@ from .tables import curves as over_training
 
 def _grid(left: str, right: str, numbers: tuple[int, ...] = SHOTS) -> tuple[Figure, list[tuple[str, int, Axes, Axes]]]:
     """A row of two axes for each family and number of shots, left and right titled."""
-    places = [(family, shots) for family in FAMILIES for shots in numbers]
+    places = list(product(FAMILIES, numbers))
     fig, axes = panels(2 * len(places), height=2.3, sharex=True, sharey=True)
     rows = [(*panel, *axes[2 * place : 2 * place + 2]) for place, panel in enumerate(places)]
     for family, shots, *row in rows:
@@ -47,9 +49,9 @@ def curves(found: pd.DataFrame) -> Figure:
 def baselines(table: pd.DataFrame) -> Figure:
     """The published baselines beside what two rates of the test's Adam give: the range and the mean of our six methods under the
     recipe, and the untrained network."""
-    fig, axes = panels(len(FAMILIES) * len(SHOTS), height=2.6, sharex=True, sharey=True)
+    places = list(product(FAMILIES, SHOTS))
+    fig, axes = panels(len(places), height=2.6, sharex=True, sharey=True)
     figure, shades = theirs(), (SOLVERS["Euler"], SOLVERS["Dopri5"])
-    places = [(family, shots) for family in FAMILIES for shots in SHOTS]
     for axis, (family, shots) in zip(axes, places, strict=True):
         for rate, colour in zip(RATES, shades, strict=True):
             here = over_training(table, rate=rate, family=family, shots=shots, set="support")

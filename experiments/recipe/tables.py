@@ -181,12 +181,16 @@ def said(table: pd.DataFrame) -> str:
     """What the curves rest on, in words."""
     if table["size"].ne("full").any():
         return f"no records yet: trained here, at the size {table['size'].iloc[0]}"
-    mine = select(table)
-    seeds = mine.groupby([*PANEL, "method"])["seed"].nunique()
+    seeds = _seeds(table)
     missing = 4 * (len(METHODS) + 1) - len(seeds)
     return f"{span(seeds, '{:.0f}')} training seeds, 100 test functions each" + (
         f"; {missing} curves have no record" if missing else ""
     )
+
+
+def _seeds(table: pd.DataFrame) -> pd.Series:
+    """How many training seeds each curve of the recipe rests on."""
+    return select(table).groupby([*PANEL, "method"])["seed"].nunique()
 
 
 def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
@@ -203,7 +207,7 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
     above, baselines = above_untrained(found, epoch)
     tried = changed(table, epoch).drop(index="the recipe", level=0, errors="ignore")
     return {
-        "seeds": span(select(table).groupby([*PANEL, "method"])["seed"].nunique(), "{:.0f}"),
+        "seeds": span(_seeds(table), "{:.0f}"),
         "changes": ", ".join(tried.index.unique(0)) or "none yet",
         "changes-seeds": span(tried["seeds"].str.split(" to ").explode(), "{:.0f}"),
         **{s: text(gap["without epoch 0"].get("A-MAML"), digits=2) for s, gap in gaps.items()},

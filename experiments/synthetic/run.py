@@ -197,14 +197,11 @@ def without_network(seeds: Iterable[int], shots: int = 50, draws: int = 200) -> 
                 mean = ((mean - units.y_mean) / units.y_std).view_as(test.query_y)
                 nearest = torch.cdist(test.query_x, test.support_x).argmin(2, keepdim=True)  # (B, Q, 1)
                 guesses = {"family mean": mean, "nearest point": test.support_y.gather(1, nearest)}
-                errors = {name: _rmse(guess - test.query_y) for name, guess in guesses.items()}
+                errors = {
+                    name: float(metrics.rmse(guess.double(), test.query_y.double()).mean()) for name, guess in guesses.items()
+                }
                 rows.append({"family": family, "variant": variant, "seed": seed, **errors})
     return pd.DataFrame(rows)
-
-
-def _rmse(gaps: Tensor) -> float:
-    """The mean over functions of the root mean square over points; gaps (B, N, 1)."""
-    return float(gaps.double().square().mean((1, 2)).sqrt().mean())
 
 
 def _grid(family: Family, points: int) -> Tensor:
