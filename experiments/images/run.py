@@ -73,7 +73,8 @@ def measure(row: str, size: Size, recipe: Recipe, seed: int, device: torch.devic
     Raises:
         DivergenceError: training, or the inner loop on a task within the row's own number of steps.
     """
-    method, problem = as_tested(row, recipe), make_problem(size, seed, device)
+    problem = make_problem(size, seed, device)
+    method = as_tested(row, recipe, problem.model)
     data = samplers(row, size, recipe, seed, device)
     result, watch = train(row, problem, size, recipe, data, seed, checkpoint)
     own = recipe.test_steps
@@ -114,7 +115,7 @@ def choice(row: str, size: Size, seed: int, device: torch.device) -> pd.DataFram
         problem, data = make_problem(size, seed, device), samplers(row, size, trial, seed, device)
         result, _ = train(row, problem, replace(size, measure_every=0, seconds=None), trial, data, seed)
         tasks = data.validation(generator("validation", seed))
-        return validate(as_tested(row, trial), problem, result.theta, tasks, trial.test_steps).mean().item()
+        return validate(as_tested(row, trial, problem.model), problem, result.theta, tasks, trial.test_steps).mean().item()
 
     trials = [trial.at(size, size.trial_updates) for trial in TRIALS[size.trials][row]]
     return choose(trials, score, best="highest").assign(validation_tasks=size.validation_tasks)

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch import Tensor
 
 from amaml_core import AMAML, FOMAML, IMAML, MAML, RK4, Adam, Euler, GradientDescent, HessianFree, InnerLoop, Reptile, Store
 from amaml_core.meta import Method
@@ -69,42 +70,6 @@ class Size:
         return self.trial_updates > 0 or self.measure_every > 0
 
 
-SIZES = {
-    "smoke": Size(
-        filters=4, query=2, batch=2, updates=3, trial_updates=2, measure_every=1, validation_tasks=10, test_tasks=10, stand_in=120
-    ),
-    "book": Size(updates=100, trial_updates=30, test_tasks=100, stand_in=120),
-    "reduced": Size(updates=500, trial_updates=100),
-    "omniglot": Size(way=20, filters=64, batch=16, updates=60_000, trials=None, large=True, gpu=True),
-    "mini-imagenet": Size(data="mini-imagenet", query=15, pooled=True, updates=60_000, trials=None, large=True, gpu=True),
-}
-# The paper's tasks and networks, with updates that two cores can do.
-_CPU = Size(updates=2500, equal_budget=True, trial_updates=150, measure_every=250, measured=(0, 1, 2, 3, 5, 10, 20), large=True)
-SIZES |= {
-    "cpu-omniglot": replace(_CPU, way=20, filters=64, trials="cpu-omniglot"),
-    "cpu-mini-imagenet": replace(
-        _CPU, data="mini-imagenet", pooled=True, updates=1500, trial_updates=100, measure_every=150, trials="cpu-mini-imagenet"
-    ),
-}
-# The same for longer, with what was chosen there.
-SIZES |= {
-    f"gpu-{name}": replace(SIZES[f"cpu-{name}"], updates=10_000, trial_updates=0, measure_every=1000, gpu=True)
-    for name in PAPER_TASKS
-}
-# The sizes with the paper's task and network, the most updates first.
-SIZES_OF = {name: (name, f"gpu-{name}", f"cpu-{name}") for name in PAPER_TASKS}
-FULL = ("reduced", *(size for place in (2, 1, 0) for size in (SIZES_OF[name][place] for name in PAPER_TASKS)))
-
-# The first look: three methods that share all settings, of which none was chosen.
-FIRST_ROWS = ("A-MAML", "MAML", "FOMAML")
-_FIRST = Size(updates=500, rows=FIRST_ROWS, test_tasks=300, measured=(0, 1, 3, 5, 10), stand_in=1623)
-FIRST_LOOK = {
-    "smoke": replace(_FIRST, filters=8, updates=4, test_tasks=20, stand_in=120),
-    "book": _FIRST,
-    "full": replace(_FIRST, filters=64, updates=2000, test_tasks=600),
-}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """What a row does.
@@ -150,6 +115,47 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if value is not None or name not in ("solver", "minibatch")}
 
 
+SIZES = {
+    "smoke": Size(
+        filters=4, query=2, batch=2, updates=3, trial_updates=2, measure_every=1, validation_tasks=10, test_tasks=10, stand_in=120
+    ),
+    "book": Size(updates=100, trial_updates=30, test_tasks=100, stand_in=120),
+    "reduced": Size(updates=500, trial_updates=100),
+    "omniglot": Size(way=20, filters=64, batch=16, updates=60_000, trials=None, large=True, gpu=True),
+    "mini-imagenet": Size(data="mini-imagenet", query=15, pooled=True, updates=60_000, trials=None, large=True, gpu=True),
+}
+# How long the horizon is, and whether all parameters follow the flow or the linear layer alone. None is chosen.
+WHOLE, HEAD = "A-MAML", "A-MAML on the head"
+HORIZONS = {f"{WHOLE}, T={T:g}": Recipe(round(10 * T), 0.1) for T in (0.1, 0.5, 2.0)}
+HORIZONS |= {f"{HEAD}, T={T:g}": Recipe(10, T / 10) for T in (1.0, 10.0)}
+SIZES["horizons"] = Size(updates=300, rows=tuple(HORIZONS), seeds=(0, 1, 2), trials="horizons")
+# The paper's tasks and networks, with updates that two cores can do.
+_CPU = Size(updates=2500, equal_budget=True, trial_updates=150, measure_every=250, measured=(0, 1, 2, 3, 5, 10, 20), large=True)
+SIZES |= {
+    "cpu-omniglot": replace(_CPU, way=20, filters=64, trials="cpu-omniglot"),
+    "cpu-mini-imagenet": replace(
+        _CPU, data="mini-imagenet", pooled=True, updates=1500, trial_updates=100, measure_every=150, trials="cpu-mini-imagenet"
+    ),
+}
+# The same for longer, with what was chosen there.
+SIZES |= {
+    f"gpu-{name}": replace(SIZES[f"cpu-{name}"], updates=10_000, trial_updates=0, measure_every=1000, gpu=True)
+    for name in PAPER_TASKS
+}
+# The sizes with the paper's task and network, the most updates first.
+SIZES_OF = {name: (name, f"gpu-{name}", f"cpu-{name}") for name in PAPER_TASKS}
+FULL = ("reduced", "horizons", *(size for place in (2, 1, 0) for size in (SIZES_OF[name][place] for name in PAPER_TASKS)))
+
+# The first look: three methods that share all settings, of which none was chosen.
+FIRST_ROWS = ("A-MAML", "MAML", "FOMAML")
+_FIRST = Size(updates=500, rows=FIRST_ROWS, test_tasks=300, measured=(0, 1, 3, 5, 10), stand_in=1623)
+FIRST_LOOK = {
+    "smoke": replace(_FIRST, filters=8, updates=4, test_tasks=20, stand_in=120),
+    "book": _FIRST,
+    "full": replace(_FIRST, filters=64, updates=2000, test_tasks=600),
+}
+
+
 FIRST_RECIPE = Recipe(5)
 # The trials of each row, around the setting of its own paper: as many for all rows of a size. A-MAML's horizon is given by its row,
 # so it chooses how that is resolved; at the sizes for a CPU by shorter steps than MAML's, so that no two rows are one computation.
@@ -182,10 +188,12 @@ TRIALS: dict[str, dict[str, tuple[Recipe, ...]]] = {
         "A-MAML, T=1.0": (Recipe(20, 0.05), Recipe(5, 0.2, solver="RK4")),
     },
 }
+TRIALS["horizons"] = {row: (only,) for row, only in HORIZONS.items()}
 # What differs between the trials of a row.
 GRIDS = {row: "regularization" if "iMAML" in row else "steps" if "A-MAML" in row else "inner_lr" for row in ROWS}
 # The number of the trial with the highest validation accuracy, by the records of the choices; a test compares.
 CHOSEN = {
+    "horizons": dict.fromkeys(HORIZONS, 0),
     "reduced": dict(zip(ROWS, (2, 2, 2, 0, 1, 0, 0), strict=True)),
     "cpu-omniglot": dict(zip(ROWS, (1, 1, 1, 0, 0, 1, 1), strict=True)),
     "cpu-mini-imagenet": dict(zip(ROWS, (0, 0, 1, 0, 0, 0, 0), strict=True)),
@@ -213,11 +221,12 @@ def recipe(row: str, size: Size) -> Recipe:
     return found.at(size)
 
 
-def make_method(row: str, recipe: Recipe, graphs: bool = False) -> Method:
+def make_method(row: str, recipe: Recipe, graphs: bool = False, mask: Tensor | None = None) -> Method:
     """The method of a row. Where A-MAML takes Euler steps, it is at T = 0.5 in 5 steps MAML by another way.
 
     Args:
         graphs: A-MAML keeps those of its steps, as MAML does.
+        mask: (P,), true for the parameters that A-MAML adapts; ``None`` for all.
     """
     lr, steps, weight = recipe.inner_lr, recipe.steps, recipe.regularization
     if row == "iMAML-GD":
@@ -226,7 +235,7 @@ def make_method(row: str, recipe: Recipe, graphs: bool = False) -> Method:
         return IMAML(HessianFree(cg_steps=5, steps=steps), weight, cg_steps=5, on_negative_curvature="truncate")
     if row.startswith("A-MAML"):
         solver = {None: Euler, "RK4": RK4}[recipe.solver](steps)
-        return AMAML(lr * steps, solver, Store(graphs=steps if graphs else 0))
+        return AMAML(lr * steps, solver, Store(graphs=steps if graphs else 0), inner=InnerLoop(mask=mask))
     if recipe.solver == "Adam":
         return Reptile(lr, solver=Adam(steps, beta1=0.0), inner=InnerLoop(minibatch=recipe.minibatch))
     return {"MAML": MAML, "FOMAML": FOMAML, "Reptile": Reptile}[row](lr, steps)

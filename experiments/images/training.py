@@ -23,7 +23,7 @@ from amaml_core.tasks import Tasks
 from amaml_core.training import FitResult
 
 from ..common.training import by_adjoint, generator, image_network, seeded
-from .settings import META_LR, Recipe, Size, make_method
+from .settings import HEAD, META_LR, Recipe, Size, make_method
 
 SAVE_EVERY_SECONDS = 30.0  # as fit saves its checkpoint
 
@@ -180,9 +180,10 @@ def train(
     """
     # On a GPU the steps of an adjoint are captured and replayed, and those that are unrolled are not.
     on_gpu, measure = next(problem.model.parameters()).is_cuda, None
-    method = by_adjoint(make_method(row, recipe)) if on_gpu else make_method(row, recipe, graphs=size.large)
+    mask = adapted(row, problem.model)
+    method = by_adjoint(make_method(row, recipe, mask=mask)) if on_gpu else make_method(row, recipe, size.large, mask)
     if size.measure_every:
-        tasks, tested = data.validation(generator("validation", seed)), as_tested(row, recipe)
+        tasks, tested = data.validation(generator("validation", seed)), as_tested(row, recipe, problem.model)
         measure = lambda theta: validate(tested, problem, theta, tasks, recipe.test_steps)  # noqa: E731
     watch = Watch(size, recipe.updates, measure, checkpoint and checkpoint.with_suffix(".json"))
     optimizer, scheduler = partial(torch.optim.Adam, lr=META_LR), None
@@ -199,6 +200,14 @@ def train(
     return found, watch
 
 
-def as_tested(row: str, recipe: Recipe) -> Method:
+def adapted(row: str, model: nn.Module) -> Tensor | None:
+    """The mask (P,) of what a row adapts: the linear layer, which comes last, where its name says so; ``None`` for all."""
+    if not row.startswith(HEAD):
+        return None
+    *_, linear = model
+    return torch.cat([torch.full((p.numel(),), p is linear.weight or p is linear.bias) for p in model.parameters()])
+
+
+def as_tested(row: str, recipe: Recipe, model: nn.Module) -> Method:
     """The method as it adapts in tests: to all support images in every step."""
-    return make_method(row, replace(recipe, minibatch=None))
+    return make_method(row, replace(recipe, minibatch=None), mask=adapted(row, model))

@@ -95,7 +95,7 @@ def learnt(cell: Cell, fast: bool = False) -> Learnt:
     c = cell.settings
     size = settings.size_of(c["size"], c["table"])
     found, splits = load(c["data"], c["shots"], size, cell.seed)
-    steps = trained_steps(c["method"], size)
+    steps = c.get("steps") or trained_steps(c["method"], size)
     made = make_method(c["method"], Trial(c["inner_lr"], c["regularization"]), steps)
     sampler = RatingSampler(splits.train, *SHOTS[c["shots"]], BATCH)
     problem, theta = learn(made, sampler, ITEMS, size.updates, c["meta_lr"], cell.seed, fast)
@@ -104,7 +104,8 @@ def learnt(cell: Cell, fast: bool = False) -> Learnt:
 
 def errors(model: Learnt, size: Size) -> pd.DataFrame:
     """Test a method: one row for each number of inner steps and test user, see :func:`error_rows`."""
-    tested = evaluate(model.method, model.problem, model.theta, model.tasks, metrics.rmse, size.test_steps)
+    steps = sorted({*size.test_steps, model.steps})
+    tested = evaluate(model.method, model.problem, model.theta, model.tasks, metrics.rmse, steps)
     return error_rows(tested, model.steps).assign(source=model.source)
 
 

@@ -50,6 +50,8 @@ CHOSEN: dict[int, dict[str, Trial]] = dict.fromkeys(
         "Reptile": Trial(0.1),
     },
 )
+# How long the horizon: numbers of inner steps of one size, that which A-MAML and FOMAML chose.
+HORIZON_METHODS, HORIZON_STEPS = ("A-MAML", "FOMAML"), (5, 20, 50, 100, 200)
 AGAIN = ("iMAML",)  # methods that are run a second time, since their results do not repeat
 FIRST_LOOK = Trial(0.1)  # for all methods alike, where nothing is chosen
 PICTURED = ("A-MAML", "Reptile")  # whose predictions for one user are drawn: with an exact meta-gradient, and without any
@@ -113,11 +115,18 @@ def make_method(name: str, trial: Trial, steps: int) -> Method:
 
 
 def cells(size: str, seed: int | None = None) -> list[Cell]:
-    """All cells of a size: the choices and what lies beyond, the test users with their bars, and the errors of both tables, some of
-    them a second time."""
+    """All cells of a size: the choices and what lies beyond, the test users with their bars, the errors of both tables, some of
+    them a second time, and the horizons."""
     errors = [c for table in TABLES for c in error_cells(size, seed, table)]
     again = [c for table in TABLES for c in error_cells(size, seed, table, AGAIN, "again")]
-    return [*choice_cells(size), *choice_cells(size, "beyond"), *user_cells(size, seed), *errors, *again]
+    return [
+        *choice_cells(size),
+        *choice_cells(size, "beyond"),
+        *user_cells(size, seed),
+        *errors,
+        *again,
+        *horizon_cells(size, seed),
+    ]
 
 
 def choice_cells(size: str, kind: str = "choice") -> list[Cell]:
@@ -149,6 +158,16 @@ def error_cells(
         for shots in SHOTS
         for method in methods
         for s in _seeds(size, seed)
+    ]
+
+
+def horizon_cells(size: str, seed: int | None = None) -> list[Cell]:
+    """Method × number of inner steps × seed, where the trials are made."""
+    return [
+        Cell("ratings", "horizons", cell.settings | {"steps": steps}, cell.seed)
+        for steps in HORIZON_STEPS
+        for cell in error_cells(size, seed, 1, HORIZON_METHODS)
+        if (cell.settings["data"], cell.settings["shots"]) == (CHOICE_DATA, CHOICE_SHOTS)
     ]
 
 
