@@ -21,7 +21,7 @@ from experiments.common.choosing import chosen
 from experiments.common.published import published
 from experiments.common.statistics import seed_interval
 from experiments.common.training import generator, image_network
-from experiments.images import beside, claims, figures, settings, speed, tables
+from experiments.images import beside, claims, figures, horizons, settings, speed, tables, training
 from experiments.images import run as running
 from experiments.images.settings import (
     CHOSEN,
@@ -122,7 +122,7 @@ def test_all_rows_have_as_many_trials_and_a_horizon_is_that_of_its_row():
         assert {len(trials) for trials in TRIALS[size].values()} == {count} and set(TRIALS[size]) == set(ROWS)
     for horizon in (0.5, 1.0):
         row = f"A-MAML, T={horizon}"
-        trials = [trial for table in TRIALS.values() for trial in table[row]]
+        trials = [trial for table in TRIALS.values() for trial in table.get(row, ())]
         for recipe in (*trials, *(table[row] for table in PUBLISHED.values())):
             method = settings.make_method(row, recipe)
             assert isinstance(method, AMAML) and method.horizon == pytest.approx(horizon)
@@ -567,3 +567,31 @@ def test_figures_draw_every_row(reduced):
     assert len(right.containers) == 2 * len(ROWS)
     data = samplers("MAML", FIRST_LOOK["smoke"], FIRST_RECIPE, 0)
     assert len(figures.tasks(data.train(generator("data", 0))[:2], 5).axes) == 2
+
+
+def test_the_head_alone_moves_in_the_rows_that_say_so():
+    size = SIZES["horizons"]
+    problem = make_problem(size, 0)
+    head = 32 * size.way + size.way
+    for row in size.rows:
+        mask = training.adapted(row, problem.model)
+        assert (mask is None) == (settings.HEAD not in row)
+        assert mask is None or (mask.sum() == head and mask[-head:].all() and len(mask) == problem.size)
+        method = as_tested(row, settings.recipe(row, size), problem.model)
+        assert method.horizon == pytest.approx(float(row.rsplit("=")[-1]))
+
+
+def test_what_is_concluded_of_horizons_follows_from_their_rows(reduced):
+    size = SIZES["horizons"]
+    assert {c.verdict for c in horizons.conclusions(pd.DataFrame())} == {"not run"}
+    one = reduced[reduced["row"].eq("MAML")]
+    rank = {row: n for n, row in enumerate([horizons.SHORT, *horizons.HEADS, horizons.USUAL, horizons.LONG])}
+    assert set(rank) == set(size.rows)
+    runs = [one.assign(row=row, seed=seed, right=one["right"] + rank[row] + 0.1 * seed) for row in rank for seed in size.seeds]
+    table = pd.concat(runs)
+    assert [c.verdict for c in horizons.conclusions(table)] == ["holds"] * 3
+    assert horizons.conclusions(table)[1].ours == "+4.0 ± 0.0" and horizons.conclusions(table)[1].note == "3 training seeds"
+    lower = table.assign(right=table["right"] - 20 * table["row"].isin([horizons.USUAL, horizons.HEADS[0]]))
+    assert [c.verdict for c in horizons.conclusions(lower)] == ["does not hold", "holds", "holds in part"]
+    shown = horizons.by_horizon(table)
+    assert list(shown.index) == list(size.rows) and shown["less that at T = 0.5"][horizons.SHORT] == "-12.0 ± 0.0"

@@ -771,3 +771,35 @@ def test_evaluation_and_learning_use_the_same_network(no_data):
     assert theta.shape == (100 * 40 + 40 + 40 * 40 + 40 + 40 + 1,) and (theta - problem.initial_parameters()).norm() > 0
     found = evaluate(method, problem, theta, ratings.make_test_tasks(splits, FEW, 0), metrics.rmse, (0, 5))
     assert len(found) == 2 * 20
+
+
+# ---------------------------------------------------------------------------------------------------------------- horizons
+
+
+def test_what_is_concluded_of_horizons_follows_from_their_rows():
+    steps = settings.HORIZON_STEPS
+    rows = [
+        {"method": method, "trained": k, "step": step, "user": user, "seed": seed}
+        | {"query": 1 - 0.1 * n + (0.01 * k / 5 if method == "FOMAML" else 0) + 0.001 * seed + (user - 0.5) * 0.2 + (step != k)}
+        for n, k in enumerate(steps)
+        for method in settings.HORIZON_METHODS
+        for seed in range(3)
+        for user in range(2)
+        for step in (0, k)
+    ]
+    table = pd.DataFrame(rows)
+    shown = ratings.horizons.by_horizon(table)
+    assert list(shown.index) == [(k, pytest.approx(k / 100)) for k in steps]
+    assert shown["A-MAML"].iloc[0] == "1.001 ± 0.002" and shown["FOMAML − A-MAML"].iloc[-1] == "0.400 ± 0.000"
+    found = ratings.horizons.conclusions(table)
+    assert [c.verdict for c in found] == ["holds"] * 3 and found[1].ours == "-0.200 ± 0.000"
+    level = table.assign(query=1 + 0.1 * table["seed"])
+    assert [c.verdict for c in ratings.horizons.conclusions(level)] == ["does not hold"] * 3
+    assert ratings.horizons.conclusions(pd.DataFrame()) == [] and ratings.horizons.by_horizon(pd.DataFrame()).empty
+    assert {c.settings["inner_lr"] for c in settings.horizon_cells("full")} == {settings.CHOSEN[1]["A-MAML"].inner_lr}
+
+
+def test_a_cell_of_a_horizon_trains_and_tests_with_its_own_number_of_steps():
+    cell = next(c for c in settings.horizon_cells("smoke") if c.settings["steps"] == 20)
+    table = running.run(cell, Path())
+    assert set(table["trained"]) == {20} and {0, 20} <= set(table["step"])

@@ -18,7 +18,7 @@ evaluations, row by row, does not hold here.
 """
 
 from ..common.training import image_network
-from . import beside, claims, figures, settings, tables
+from . import beside, claims, figures, horizons, settings, tables
 from .run import answers, first_look, live, one_at_a_time
 from .training import samplers
 
@@ -28,6 +28,7 @@ __all__ = [
     "claims",
     "figures",
     "first_look",
+    "horizons",
     "image_network",
     "live",
     "one_at_a_time",
