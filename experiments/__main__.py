@@ -1,5 +1,7 @@
 """All cells of all evaluations: ``python -m experiments [--profile NAME] [--only WORDS] [--force] [--list] [--jobs N]``.
 
+On a Dask cluster: ``--scheduler tcp://HOST:PORT``, with workers that were started in the same checkout.
+
 Cells that have a record are not run again. So on a checkout with all records this does nothing, and an interrupted run goes on.
 """
 
@@ -33,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process of its own")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a Dask cluster that runs the cells instead")
     parser.add_argument("--list", action="store_true", help="print the cells and whether they have a record")
     arguments = parser.parse_args(argv)
     chosen = [c for c in cells(arguments.profile, arguments.seed) if all(w in c.name for w in arguments.only.split())]
@@ -47,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
     if todo:
         each = durations(arguments.out, todo)
-        print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60 / arguments.jobs:.0f} minutes to go")
-        run_cells(todo, arguments.out, arguments.jobs, arguments.threads)
+        minutes = sum(each[c.evaluation, c.kind] for c in todo) / 60
+        print(f"about {minutes:.0f} core minutes to go")
+        run_cells(todo, arguments.out, arguments.jobs, arguments.threads, arguments.scheduler)
 
 
 if __name__ == "__main__":

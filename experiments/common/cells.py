@@ -21,6 +21,7 @@ from amaml_core import DivergenceError
 from amaml_core.records import machine
 
 from . import records
+from .pools import pool
 from .records import RESULTS, Record, new_record
 
 # A cell that is run again comes this near to its record: see :func:`deviation`. Many repeat to the bit; a step that
@@ -107,19 +108,19 @@ def _standing(cells: Iterable[Cell], folder: Path) -> dict[tuple, Record]:
     return {(e, *record.key): record for e in {cell.evaluation for cell in cells} for record in _records(e, folder)}
 
 
-def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1) -> None:
-    """Run cells, ``jobs`` at once in processes of their own, and write each record as it comes.
+def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1, scheduler: str = "") -> None:
+    """Run cells, ``jobs`` at once in processes of their own or on a Dask cluster, see :func:`pool`, and write each record as it
+    comes. This process alone writes records; checkpoints are written where a cell runs.
 
     A progress bar estimates the remaining time from the durations of earlier records of the same kind. Where a record stands
     already, the new one takes its place, and it is printed how far the two are apart.
     """
     known = durations(folder, todo)
     stood = _standing(todo, folder)
-    scratch = folder / SCRATCH
-    # A single process where one is enough: it compiles the steps once for all cells.
-    pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", backend="sequential" if jobs == 1 else None)
-    with tqdm(total=round(sum(known[c.evaluation, c.kind] for c in todo)), unit="s", desc="cells", disable=None) as bar:
-        for cell, record in pool(joblib.delayed(_numbered)(cell, scratch, threads) for cell in todo):
+    scratch = folder.absolute() / SCRATCH
+    total = round(sum(known[c.evaluation, c.kind] for c in todo))
+    with pool(jobs, scheduler) as parallel, tqdm(total=total, unit="s", desc="cells", disable=None) as bar:
+        for cell, record in parallel(joblib.delayed(_numbered)(cell, scratch, threads) for cell in todo):
             records.write(record, cell.evaluation, folder)
             for checkpoint in scratch.glob(f"{cell.name}.*"):
                 checkpoint.unlink()

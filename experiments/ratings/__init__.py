@@ -15,4 +15,17 @@ from . import claims, figures, first, horizons, readings, settings, tables
 from .data import bars, load, make_test_tasks
 from .run import first_look, live
 
-__all__ = ["bars", "claims", "figures", "first", "first_look", "horizons", "live", "load", "make_test_tasks", "readings", "settings", "tables"]
+__all__ = [
+    "bars",
+    "claims",
+    "figures",
+    "first",
+    "first_look",
+    "horizons",
+    "live",
+    "load",
+    "make_test_tasks",
+    "readings",
+    "settings",
+    "tables",
+]
