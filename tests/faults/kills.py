@@ -1,0 +1,185 @@
+"""Kill long work at random moments, and see what is left: ``python tests/faults/kills.py [--trials N] [--record FILE] [WORK ...]``.
+
+A trial starts the work in an empty folder, kills it outright with all its children at a random moment of the time that it takes
+undisturbed, and runs it again to its end. It is lost if the second run fails, if its result is not the undisturbed one, or if
+a file lies in the folder that an undisturbed run does not leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+from problems import F64, mlp  # noqa: E402
+
+from amaml_core import AMAML, Euler, Problem, fit, training  # noqa: E402
+from amaml_core.records import commit, machine, write_beside  # noqa: E402
+from amaml_core.samplers import CosMixture, FunctionSampler  # noqa: E402
+from data_scripts import movielens_100k  # noqa: E402
+from data_scripts.common import prepare  # noqa: E402
+from experiments.common import records  # noqa: E402
+from experiments.common.cells import Cell, missing, run_cells  # noqa: E402
+from tools import notebooks  # noqa: E402
+
+
+def train(folder: Path) -> object:
+    """Forty meta steps with a checkpoint after each; theta."""
+    training.SAVE_EVERY_SECONDS = 0.0
+    torch.manual_seed(0)
+    problem, sampler = Problem(mlp().double(), torch.nn.functional.mse_loss), FunctionSampler(CosMixture(), 5, 5, 4, dtype=F64)
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    found = fit(AMAML(0.5, Euler(5)), problem, sampler, 40, adam, folder / "run.safetensors", seed=0, progress=False)
+    return found.theta.tolist()
+
+
+def sweep(folder: Path) -> object:
+    """Six cells; their tables."""
+    cells = [Cell("efficiency", "bytes", {"size": "smoke", "methods": "long", "steps": k}, 0) for k in range(1, 7)]
+    run_cells(missing(cells, folder), folder)
+    found = {json.dumps(r.settings): r.table.to_dict("list") for r in records.read("efficiency", folder)}
+    return [found[json.dumps(cell.settings)] for cell in cells] if len(found) == len(cells) else len(found)
+
+
+def data(folder: Path) -> object:
+    """MovieLens 100K from the mirror; what its files hold."""
+    os.environ["AMAML_DATA"] = str(folder)
+    prepare(movielens_100k.DATASET)
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "ml-100k").iterdir())}
+
+
+def chapter(folder: Path) -> object:
+    """Run a chapter and publish it; the notebook."""
+    notebooks.ROOT, notebooks.NOTEBOOKS, notebooks.SOURCES = folder, folder / "book", folder / "book" / "src"
+    notebooks.SOURCES.mkdir(parents=True, exist_ok=True)
+    write_beside(notebooks.SOURCES / "one.md", CHAPTER.encode())
+    notebooks.main(["run", "one", "--profile", "smoke"])
+    notebook = json.loads(notebooks.run_path("one", "smoke").read_text(encoding="utf-8"))
+    return [cell.get("outputs") for cell in notebook["cells"]]
+
+
+CHAPTER = """---
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# Title
+
+```{code-cell} python3
+:tags: [parameters]
+
+profile, seed = "book", 0
+```
+
+```{code-cell} python3
+print(sum(range(seed + 10)))
+```
+"""
+WORKS: dict[str, Callable[[Path], object]] = {"fit": train, "cells": sweep, "data": data, "chapter": chapter}
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended: its result, and the files that it left; ``error`` if it failed."""
+
+    result: object = None
+    files: frozenset[str] = frozenset()
+    error: str = ""
+
+
+def start(work: Callable[[Path], object], folder: Path, answer: Path) -> int:
+    """Fork a process that does the work and writes how it went; its number."""
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(quiet, descriptor)
+    try:
+        said = {"result": work(folder)}
+    except BaseException as error:
+        said = {"error": f"{type(error).__name__}: {error}"}
+    answer.write_text(json.dumps(said))
+    os._exit(0)
+
+
+def finish(work: Callable[[Path], object], folder: Path) -> End:
+    """Do the work undisturbed."""
+    with tempfile.TemporaryDirectory() as other:
+        answer = Path(other, "answer")
+        os.waitpid(start(work, folder, answer), 0)
+        said = json.loads(answer.read_text())
+    return End(said.get("result"), frozenset(str(p.relative_to(folder)) for p in folder.rglob("*")), said.get("error", ""))
+
+
+def trials(work: Callable[[Path], object], count: int, draw: random.Random) -> Iterator[str]:
+    """What was lost in each trial; an empty word for nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.monotonic()
+        whole, took = finish(work, Path(folder)), time.monotonic() - begun
+    if whole.error:
+        raise RuntimeError(f"the undisturbed work failed: {whole.error}")
+    for _ in range(count):
+        with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as other:
+            folder = Path(name)
+            pid = start(work, folder, Path(other, "answer"))
+            time.sleep(draw.uniform(0, took))
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            end = finish(work, folder)
+            if end.error:
+                yield f"the second run failed: {end.error}"
+            elif end.result != whole.result:
+                yield "the second run ended otherwise"
+            else:
+                yield ", ".join(f"left {path}" for path in sorted(end.files - whole.files))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; all by default")
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--record", type=Path, help="a JSON file that gets the counts")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.works) - set(WORKS):
+        parser.error(f"no work is called {', '.join(sorted(unknown))}; there are {', '.join(WORKS)}")
+    torch.set_num_threads(1)  # no thread but this one may live when a process is forked
+    counts, draw = {}, random.Random(arguments.seed)
+    for name in arguments.works or WORKS:
+        if name == "data" and "AMAML_MIRROR" not in os.environ:
+            print("data: not tried, since AMAML_MIRROR names no folder with the archives")
+            continue
+        lost = [word for word in trials(WORKS[name], arguments.trials, draw) if word]
+        counts[name] = {"tried": arguments.trials, "lost": len(lost)}
+        print(f"{name}: {arguments.trials} kills, {len(lost)} lost", *sorted(set(lost)), sep="\n    ", flush=True)
+    if arguments.record:
+        known = json.loads(arguments.record.read_text()) if arguments.record.exists() else {}
+        stamp = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "machine": machine()}
+        known |= {f"kill {name}": count | stamp for name, count in counts.items()}
+        write_beside(arguments.record, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    total = {key: sum(count[key] for count in counts.values()) for key in ("tried", "lost")}
+    print(f"{total['tried']} kills, {total['lost']} lost")
+    return int(total["lost"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
