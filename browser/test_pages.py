@@ -190,6 +190,12 @@ def test_figures_have_captions_and_pictures_have_words(page):
     assert without == []
 
 
+@EACH_CHAPTER
+def test_tables_that_code_shows_have_captions(page):
+    tables = soup(page).select("article .cell_output table")
+    assert [str(table)[:120] for table in tables if not (table.caption and table.caption.get_text().strip())] == []
+
+
 @cache
 def anchors(path: Path) -> set[str]:
     """What can be linked to on a page."""

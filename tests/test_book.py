@@ -34,6 +34,19 @@ def test_committed_notebook_is_clean_and_says_what_its_source_says(name):
     assert notebooks.problems(name) == []
 
 
+def without_caption(path):
+    """The beginnings of the tables that the code cells of a notebook show and that have no caption, or an empty one."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    shown = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.outputs]
+    tables = [table for html in shown for table in re.findall(r"<table.*?</table>", html, re.DOTALL)]
+    return [table[:200] for table in tables if not re.search(r"<caption[^>]*>\s*[^\s<]", table)]
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_every_table_that_a_code_cell_shows_has_a_caption(name):
+    assert without_caption(notebooks.NOTEBOOKS / f"{name}.ipynb") == []
+
+
 @pytest.mark.parametrize("name", notebooks.names())
 def test_checked_cells_print_the_same_at_every_profile_and_with_all_data(name):
     if not notebooks.run_path(name, "smoke").is_file():
@@ -329,6 +342,20 @@ def committed(*outputs):
     for cell, text in zip(code, outputs, strict=True):
         cell.outputs = [new_output("stream", name="stdout", text=text)] if text else []
     notebooks.write(notebook, notebooks.NOTEBOOKS / "one.ipynb")
+
+
+def test_a_table_without_a_caption_is_found(chapter):
+    chapter(
+        "import pandas as pd\nfrom experiments.common.plots import use_style\nfrom experiments.common.tables import captioned\n"
+        "use_style()\ntable = pd.DataFrame({'a': [1.5]})",
+        "captioned(table, 'A frame.')",
+        "captioned(table.style.hide(), 'A styled one.')",
+        "captioned(table, 'Lost on the way.').style",
+        "table",
+    )
+    notebooks.run("one", "smoke")
+    found = without_caption(notebooks.run_path("one", "smoke"))
+    assert len(found) == 2 and all(table.startswith("<table") for table in found)
 
 
 def test_sync_keeps_outputs_of_equal_code_only(chapter):

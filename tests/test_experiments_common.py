@@ -317,6 +317,25 @@ def test_a_table_shows_a_dash_where_a_value_is_missing_and_its_caption():
     assert "<caption>" not in as_html(pd.DataFrame({"a": [1]}))
 
 
+@pytest.mark.parametrize("shown", [as_html, lambda table: table.style.to_html()])
+def test_a_caption_stays_off_the_table_that_it_was_given_for(shown):
+    table = pd.DataFrame({"a": [1.5]})
+    captioned(table, "Ours")
+    assert "<caption>" not in shown(table)
+
+
+def test_a_styled_table_has_its_caption_too():
+    plain = pd.DataFrame({"a": [1.5]}).style.format("{:.2f}")
+    shown = captioned(plain, "Ours < theirs").to_html()
+    assert "<caption>Ours &lt; theirs</caption>" in shown and "1.50" in shown and "<caption>" not in plain.to_html()
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1]}).style])
+def test_a_caption_says_something(table):
+    with pytest.raises(ValueError, match="caption is empty"):
+        captioned(table, " ")
+
+
 def test_panels_are_as_wide_as_the_text_and_leave_a_place_for_the_legend():
     fig, axes = plots.panels(3, sharex=True)
     assert len(axes) == 3 and fig.get_size_inches().tolist() == [plots.WIDTH, 5.4]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
+
 from ..common.tables import span
 from .facts import BARE_LOOPS, BOTH, COPIED, TWO_AND_THREE, Rows, change, standardisation_effect
 from .settings import EXACT, PROXIMAL
@@ -11,8 +13,8 @@ from .switches import BARE, RELEASED, Switches
 from .tables import ADAM, INNER, UNROLLED, cell, level, number, select, trained_on, typical
 
 
-def table(rows: Rows) -> str:
-    """The findings in one table, in Markdown."""
+def table(rows: Rows) -> pd.DataFrame:
+    """The findings in one table, in words: a row for each."""
     gradient, training = rows["gradient"], rows["training"]
 
     def cosines(switches: Switches, steps: int, formula: str = "cosmixture") -> str:
@@ -63,4 +65,4 @@ def table(rows: Rows) -> str:
         ("6c imaml_reg", "", "stored, never read", "that of finding 1, which it cannot turn off", "as finding 1"),
     ]  # fmt: skip
     header, *body = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ("---",) * len(header), *body))
+    return pd.DataFrame(body, columns=list(header)).set_index("finding")

@@ -4,7 +4,7 @@ Two counters watch one meta-gradient. The first sees the storage of every tensor
 it is freed. The second sees which of them the autograd graph saves for its backward pass. Neither asks the allocator or
 the operating system, so there is no noise, no cache and no rounding: the counts are a property of the algorithm.
 
-They stand in chapter "Meta-learning, and MAML's memory problem".
+They stand in chapter "MAML and its memory".
 """
 
 from __future__ import annotations

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import sys
 from collections.abc import Iterable
+from typing import TypeVar
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 NOT_RUN = "not run"
+Table = TypeVar("Table", pd.DataFrame, Styler)
 
 
 def text(value: float | None, half: float | None = None, digits: int = 3, none: str = "–") -> str:
@@ -39,10 +43,20 @@ def use_tables() -> None:
         notebook.display_formatter.formatters["text/html"].for_type(pd.DataFrame, as_html)
 
 
-def captioned(table: pd.DataFrame, caption: str) -> pd.DataFrame:
-    """The table, with a caption where it is shown."""
-    table = table.copy()
-    table.attrs["caption"] = caption
+def captioned(table: Table, caption: str) -> Table:
+    """The table, with a caption where it is shown; a frame, or what its ``style`` gives. The caption is plain text.
+
+    This is the last thing to do with a table: most operations on a frame drop its caption.
+
+    Raises:
+        ValueError: an empty caption.
+    """
+    if not caption.strip():
+        raise ValueError("a table's caption is empty: say what the table shows, its units, and what its intervals are over")
+    table = copy.copy(table)
+    if isinstance(table, Styler):
+        return table.set_caption(html.escape(caption))
+    table.attrs = {**table.attrs, "caption": caption}
     return table
 
 
