@@ -4,8 +4,10 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from datetime import date
 from html.parser import HTMLParser
@@ -314,6 +316,164 @@ def test_the_code_of_every_solution_is_found_and_ends_in_a_number_or_a_claim(nam
             last = ast.parse(code).body[-1]
             inside = [node.id if isinstance(node, ast.Name) else type(node) for node in ast.walk(last)]
             assert "print" in inside or ast.Assert in inside, label
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (("two", "smoke"), "no chapter 'two'"),
+        (("../src/one", "smoke"), "no chapter"),
+        (("", "smoke"), "no chapter ''"),
+        (("one", "tiny"), "no profile 'tiny'"),
+        (("one", "../x"), "no profile"),
+        (("one", "smoke", -1), "not -1"),
+        (("one", "smoke", 2**63), "a seed is a whole number"),
+        (("one", "smoke", "0; touch hit"), "not '0; touch hit'"),
+        (("one", "smoke", 1.5), "not 1.5"),
+        (("one", "smoke", True), "not True"),
+    ],
+)
+def test_run_refuses_other_parameters_before_it_does_anything(chapter, tmp_path, given, problem):
+    chapter("print(1)")
+    with pytest.raises(ValueError, match=problem):
+        notebooks.run(*given)
+    assert not (tmp_path / "_runs").exists()
+
+
+def test_a_run_with_another_seed_is_kept_apart(chapter, capsys):
+    chapter("print(seed)")
+    assert notebooks.main(["run", "one", "--seed", "7"]) == 0
+    made = notebooks.run_path("one", "smoke", 7)
+    assert nbformat.read(made, as_version=4).cells[-1].outputs[0].text == "7\n"
+    assert "one-seed7.ipynb" in capsys.readouterr().out and not notebooks.run_path("one", "smoke").exists()
+    with pytest.raises(SystemExit):
+        notebooks.main(["publish", "one", "--seed", "7"])
+    assert "publish takes no seed" in capsys.readouterr().err
+
+
+def in_a_process(tmp_path, code):
+    """Start `code` in a process whose book is that of the fixture `chapter`."""
+    setting = f"from pathlib import Path\nfrom tools import book, notebooks\nnotebooks.ROOT = Path({str(tmp_path)!r})\n"
+    setting += "notebooks.NOTEBOOKS = notebooks.ROOT / 'book'\nnotebooks.SOURCES = notebooks.NOTEBOOKS / 'src'\n"
+    setting += "book.ROOT, book.NOTEBOOKS, book.BUILD = notebooks.ROOT, notebooks.NOTEBOOKS, notebooks.ROOT / '_build'\n"
+    setting += "book.INDEX = book.BUILD / 'html' / 'index.html'\n"
+    return subprocess.Popen([sys.executable, "-c", setting + code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(folder, pattern):
+    for _ in range(1200):
+        if any(folder.glob(pattern)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern} comes in {folder}")
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing_that_stays(chapter, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    chapter(f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(60)")
+    killed = in_a_process(tmp_path, "notebooks.run('one', 'smoke')")
+    wait_for(tmp_path, "begun")
+    killed.kill()
+    killed.communicate()
+    assert not notebooks.run_path("one", "smoke").exists()
+    chapter("print(1)")
+    notebooks.run("one", "smoke")
+    assert [path.name for path in (tmp_path / "_runs" / "smoke").iterdir() if path.suffix != ".lock"] == ["one.ipynb"]
+    assert list(temporary.iterdir()) == []
+
+
+# A book of one page, whose builder writes its process's number, waits for a file, and writes it again.
+BUILDER = """#!{python}
+import os, sys, time
+from pathlib import Path
+_, action, tree, option, out, *rest = sys.argv
+html = Path(out, "_build", "html")
+html.mkdir(parents=True)
+(html / "index.html").write_text(tree)
+(html / "first").write_text(str(os.getpid()))
+for _ in range(1200):
+    if not {wait!r} or Path({wait!r}).exists():
+        break
+    time.sleep(0.05)
+(html / "last").write_text(str(os.getpid()))
+sys.exit({status})
+"""
+
+
+@pytest.fixture
+def builder(chapter, tmp_path):
+    """``start(wait, status)``: render a book of one chapter in a process, by a stand-in of Jupyter Book."""
+    chapter("print(1)")
+    committed("", "")
+    (tmp_path / "examples").mkdir()
+    for file in ("_config.yml", "_toc.yml", "book/status.md"):
+        (tmp_path / file).write_text("{}")
+
+    def start(wait=None, status=0, name="builder"):
+        program = tmp_path / name / "jupyter-book"
+        program.parent.mkdir()
+        program.write_text(BUILDER.format(python=sys.executable, wait=str(wait or ""), status=status))
+        program.chmod(0o755)
+        code = f"import sys\nsys.executable = {str(program.with_name('python'))!r}\nsys.exit(book.main(['render']))"
+        return in_a_process(tmp_path, code)
+
+    return start
+
+
+@pytest.mark.slow
+def test_two_renders_at_once_do_not_mix(builder, tmp_path):
+    one = builder(wait=tmp_path / "go", name="one")
+    wait_for(tmp_path, "_build/work~*/_build/html/first")
+    two = builder(name="two")
+    assert "Another process is at it (rendering the book)" in two.stderr.readline()
+    (tmp_path / "go").touch()
+    said = [process.communicate(timeout=60)[1] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), said
+    html = tmp_path / "_build" / "html"
+    assert (html / "first").read_text() == (html / "last").read_text()
+    assert sorted(path.name for path in (tmp_path / "_build").iterdir()) == ["html", "work.lock"]
+
+
+@pytest.mark.slow
+def test_a_render_that_fails_or_is_killed_leaves_the_earlier_pages_whole(builder, tmp_path):
+    assert builder(name="first").wait(60) == 0
+    page = (tmp_path / "_build" / "html" / "last").read_text()
+    failed = builder(status=1, name="fails")
+    assert "errors or warnings" in failed.communicate(timeout=60)[1] and failed.returncode == 1
+    assert (tmp_path / "_build" / "html" / "last").read_text() == page
+    killed = builder(wait=tmp_path / "go", name="killed")
+    wait_for(tmp_path, "_build/work~*/_build/html/first")
+    killed.kill()
+    killed.wait()
+    assert (tmp_path / "_build" / "html" / "last").read_text() == page
+    assert builder(name="again").wait(60) == 0
+    (tmp_path / "go").touch()  # what the killed process had started goes on
+    killed.communicate(timeout=60)
+    html = tmp_path / "_build" / "html"
+    assert page != (html / "first").read_text() == (html / "last").read_text()
+    assert sorted(path.name for path in (tmp_path / "_build").iterdir()) == ["html", "work.lock"]
+
+
+@pytest.mark.slow
+def test_the_stamp_says_what_the_pages_show_and_is_as_old_as_what_they_were_made_from(builder, tmp_path, monkeypatch):
+    for name, value in {"ROOT": tmp_path, "NOTEBOOKS": notebooks.NOTEBOOKS, "BUILD": tmp_path / "_build"}.items():
+        monkeypatch.setattr(book, name, value)
+    monkeypatch.setattr(book, "INDEX", tmp_path / "_build" / "html" / "index.html")
+    assert builder(name="program").wait(60) == 0
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "program" / "python"))
+    (tmp_path / "_runs" / "smoke").mkdir(parents=True)
+    shutil.copy(notebooks.NOTEBOOKS / "one.ipynb", notebooks.run_path("one", "smoke"))
+    earlier = book.BUILD / ".rendered-book"
+    earlier.touch()
+    before = time.time()
+    book.render("smoke")
+    stamp = book.BUILD / ".rendered-smoke"
+    assert not earlier.exists() and before - 0.1 < stamp.stat().st_mtime <= (book.INDEX.stat().st_mtime + 0.1)
+    book.render(None)
+    assert not stamp.exists()
 
 
 def test_run_refuses_a_chapter_without_parameters(chapter):

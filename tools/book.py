@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import string
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -20,7 +22,7 @@ from nbformat import NotebookNode
 
 from amaml_core.datasets import RATINGS, data_root
 
-from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, names, run_path
+from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
 
 BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
@@ -33,14 +35,31 @@ def render(profile: str | None) -> None:
 
     The copy holds nothing but what is rendered, so no cache, environment or source beside a notebook can get into the book.
     Nothing of an earlier build is used: a page that once had a warning would be taken from the cache without it.
+    Until all pages are done, the earlier ones stay; a second process that renders waits for the first.
 
     Raises:
         FileNotFoundError: a chapter has no run at this profile, or no committed notebook.
         subprocess.CalledProcessError: Jupyter Book found an error or a warning.
     """
-    tree = BUILD / "tree"
-    for old in (tree, BUILD / "html", BUILD / ".doctrees"):
-        shutil.rmtree(old, ignore_errors=True)
+    with alone(BUILD / "work", "rendering the book") as work:
+        began = time.time()
+        copy_tree(work / "tree", profile)
+        program = Path(sys.executable).with_name("jupyter-book")
+        command = [program, "build", work / "tree", "--path-output", work, "-W", "-n", "--keep-going", "-q"]
+        subprocess.run(command, cwd=ROOT, check=True)
+        for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
+            stamp.unlink()
+        if INDEX.parent.exists():
+            INDEX.parent.rename(work / "earlier")
+        (work / "_build" / "html").rename(INDEX.parent)
+        if profile is not None:
+            stamp = BUILD / f".rendered-{profile}"
+            stamp.touch()
+            os.utime(stamp, (began, began))  # as old as what it was made from, or make would miss a change on the way
+
+
+def copy_tree(tree: Path, profile: str | None) -> None:
+    """Copy what is rendered, with the runs of a profile or the committed notebooks, and the page of the status filled in."""
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
     shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
     rendered = {}
@@ -55,8 +74,6 @@ def render(profile: str | None) -> None:
     page.write_text(page.read_text(encoding="utf-8").replace(STATUS, status(rendered)), encoding="utf-8")
     for file in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / file, tree / file)
-    program = Path(sys.executable).with_name("jupyter-book")
-    subprocess.run([program, "build", tree, "--path-output", ROOT, "-W", "-n", "--keep-going", "-q"], cwd=ROOT, check=True)
 
 
 def status(notebooks: dict[str, NotebookNode]) -> str:
