@@ -23,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 
 import amaml_core
 from amaml_core import samplers
-from tools import book, notebooks
+from tools import book, notebooks, repository
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -527,6 +527,118 @@ def test_problems_name_errors_and_remains_of_an_execution(chapter):
     assert "ended in NameError" in found and "what an execution left behind" in found
 
 
+# ----------------------------------------------------------------------------------- the repository, if its address is known
+
+ADDRESS = "https://github.com/someone/a.book"
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_SHA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tree(chapter, tmp_path, monkeypatch, nowhere):
+    """``tree(pyproject)``: the copy of a book of one chapter that would be rendered, its configuration and its notebook."""
+    chapter("print(1)")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "book" / "status.md").touch()
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copy(ROOT / "_toc.yml", tmp_path)
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "NOTEBOOKS", notebooks.NOTEBOOKS)
+
+    def copy(pyproject="[project]\n"):
+        (tmp_path / "pyproject.toml").write_text(pyproject)
+        notebooks.sync("one")
+        copied = tmp_path / "tree"
+        shutil.rmtree(copied, ignore_errors=True)
+        book.copy_tree(copied, None)
+        return copied / "_config.yml", nbformat.read(copied / "book" / "one.ipynb", as_version=4)
+
+    return copy
+
+
+def test_without_an_address_the_book_is_rendered_as_it_is(tree, tmp_path):
+    config, notebook = tree()
+    assert config.read_bytes() == (ROOT / "_config.yml").read_bytes()
+    assert (tmp_path / "tree/book/one.ipynb").read_bytes() == (tmp_path / "book/one.ipynb").read_bytes()
+    assert not any("git" in cell.source for cell in notebook.cells)
+
+
+def test_where_a_build_knows_the_address_pages_have_buttons_and_notebooks_fetch_the_code(tree, monkeypatch, tmp_path):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/a.book")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("GITHUB_SHA", "0" * 40)
+    path, notebook = tree()
+    config = yaml.safe_load(path.read_text())
+    assert config["repository"] == {"url": ADDRESS, "branch": "0" * 40} and config["html"]["use_repository_button"]
+    assert config["launch_buttons"]["binderhub_url"] and "colab_url" not in config["launch_buttons"]
+    (link,) = config["sphinx"]["config"]["html_theme_options"]["icon_links"]
+    assert link["url"] == "https://codespaces.new/someone/a.book"
+    assert config["sphinx"]["recursive_update"] is True  # or the buttons would not appear
+    assert ADDRESS in notebook.cells[0].source and "remove-cell" in notebook.cells[0].metadata.tags
+    committed_one = nbformat.read(tmp_path / "book/one.ipynb", as_version=4)
+    assert [c.source for c in notebook.cells[1:]] == [c.source for c in committed_one.cells]
+
+
+def test_notebooks_are_committed_with_the_declared_address_and_then_open_on_colab(tree):
+    path, notebook = tree(f'[project]\n[project.urls]\nRepository = "{ADDRESS}"\n')
+    assert yaml.safe_load(path.read_text())["launch_buttons"]["colab_url"]
+    assert [ADDRESS in cell.source for cell in notebook.cells] == [True] + [False] * (len(notebook.cells) - 1)
+    assert notebooks.problems("one") == []
+    notebooks.run("one", "smoke")  # in a checkout that cell does nothing
+    notebooks.publish("one", "smoke")
+    assert notebooks.problems("one") == []
+
+
+@pytest.mark.parametrize(("server", "name"), [("https://github.com", "a/b c"), ("http://github.com", "a/b"), ("", "a"),
+                                              ("", "a/b/c"), ("", "../b\n"), ("https://x y", "a/b"), ("", '"a"/b')])  # fmt: skip
+def test_what_is_no_address_of_a_repository_is_refused(monkeypatch, server, name):
+    monkeypatch.setenv("GITHUB_SERVER_URL", server)
+    monkeypatch.setenv("GITHUB_REPOSITORY", name)
+    with pytest.raises(ValueError, match="the address of a repository looks like"):
+        repository.building(ROOT)
+
+
+def test_other_hosts_get_no_buttons_of_services_that_only_know_github(nowhere):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert repository.with_buttons(config, "https://git.example.org/a/b", ROOT) == yaml.safe_load(
+        (ROOT / "_config.yml").read_text()
+    )
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_first_cell_fetches_the_code_only_where_it_is_missing(monkeypatch, tmp_path, there):
+    commands = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: there or None)
+
+    def record(command, check):
+        commands.append(command)
+        (tmp_path / "book-code" / "book").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    exec(repository.FETCH.format(address=ADDRESS), {})
+    if there:
+        assert not commands and Path.cwd() == tmp_path
+    else:
+        clone, install = commands
+        assert clone[:2] == ["git", "clone"] and clone[-2:] == [ADDRESS, "book-code"]
+        assert install[1:4] == ["-m", "pip", "install"] and install[-1] == "./book-code[book]"
+        assert Path.cwd() == tmp_path / "book-code" / "book" and sys.path[0] == str(tmp_path / "book-code")
+
+
+def test_binder_and_codespaces_set_up_what_is_locked():
+    assert (ROOT / ".binder" / "requirements.txt").read_text().split() == ["-r", "../requirements.lock"]
+    assert os.access(ROOT / ".binder" / "postBuild", os.X_OK)
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).is_file()
+    assert container["postCreateCommand"] == "make env"
+
+
 # ------------------------------------------------------------------------------------------------ figures with sliders
 
 STATIC = ROOT / "book" / "_static"
@@ -617,6 +729,7 @@ def test_chapters_have_the_numbers_of_their_files(rendered):
 def test_every_page_has_a_title_a_description_and_a_picture_for_those_who_share_it(rendered):
     for page in toc_pages():
         head = (HTML / f"{page}.html").read_text(encoding="utf-8").partition("</head>")[0]
+        assert len(re.search(r'name="description" content="([^"]*)"', head)[1]) > 50
         assert head.count("Adjoint Meta-Learning</title>") == head.count('name="description"') == head.count('"og:image"') == 1
         assert (HTML / page).parent.joinpath(re.search(r'"og:image" content="([^"]+)"', head)[1]).resolve().is_file()
 

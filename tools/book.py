@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from amaml_core.datasets import RATINGS, data_root
 
 from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
+from .repository import building, with_buttons, with_setup
 
 BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
@@ -46,7 +48,7 @@ def render(profile: str | None) -> None:
         copy_tree(work / "tree", profile)
         program = Path(sys.executable).with_name("jupyter-book")
         command = [program, "build", work / "tree", "--path-output", work, "-W", "-n", "--keep-going", "-q"]
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # names the folder of the work
         for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
             stamp.unlink()
         if INDEX.parent.exists():
@@ -59,7 +61,11 @@ def render(profile: str | None) -> None:
 
 
 def copy_tree(tree: Path, profile: str | None) -> None:
-    """Copy what is rendered, with the runs of a profile or the committed notebooks, and the page of the status filled in."""
+    """Copy what is rendered: the runs of a profile or the committed notebooks, the pages, and the status filled in.
+
+    If the repository's address is known, the pages get buttons that lead to it, and the notebooks a cell that fetches the code.
+    """
+    address = building(ROOT)
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
     shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
     rendered = {}
@@ -68,12 +74,18 @@ def copy_tree(tree: Path, profile: str | None) -> None:
         if not notebook.is_file():
             way_out = "make refresh" if profile is None else f"make notebooks PROFILE={profile}"
             raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `{way_out}`")
-        shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
         rendered[name] = nbformat.read(notebook, as_version=4)
+        if address:
+            nbformat.write(with_setup(rendered[name], address), tree / "book" / f"{name}.ipynb")
+        else:
+            shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
     page = tree / "book" / "status.md"
     page.write_text(page.read_text(encoding="utf-8").replace(STATUS, status(rendered)), encoding="utf-8")
     for file in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / file, tree / file)
+    if address:
+        config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+        (tree / "_config.yml").write_text(yaml.safe_dump(with_buttons(config, address, ROOT)), encoding="utf-8")
 
 
 def status(notebooks: dict[str, NotebookNode]) -> str:
@@ -122,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.action == "render":
         try:
             render(args.profile)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
         except subprocess.CalledProcessError:

@@ -35,6 +35,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 from traitlets import default
 
+from .repository import declared, with_setup
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "book" / "src"
 NOTEBOOKS = ROOT / "book"
@@ -62,8 +64,8 @@ def names() -> list[str]:
 
 
 def read_source(name: str) -> NotebookNode:
-    """The source of a chapter as a notebook without outputs."""
-    return jupytext.read(SOURCES / f"{name}.md")
+    """The source of a chapter as a notebook without outputs; with a cell that fetches the code, if it is known from where."""
+    return with_setup(jupytext.read(SOURCES / f"{name}.md"), declared(ROOT))
 
 
 def solutions(text: str, exercise: str = "") -> Iterator[tuple[str, str]]:
