@@ -2,11 +2,27 @@
 # Say `make VARIABLE=value target` to change one of these:
 PROFILE ?= smoke
 JOBS ?= 2
+SEED ?= 0
 PYTHON ?= python3
 VENV ?= .venv
-
 # One thread for each notebook or test worker: JOBS of them share the cores, and sums come out the same.
-export OMP_NUM_THREADS ?= 1
+OMP_NUM_THREADS ?= 1
+
+# What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
+# holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
+SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST BENCH AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
+$(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
+quoted = '$(subst ','\'',$1)'
+# $(call demand,NAME,PATTERN,HINT): make stops unless the setting NAME is one word that the pattern matches.
+demand = $(if $(and $(filter 1,$(words $($1))),$(findstring <$(strip $($1))>,<$($1)>),$(shell printf '%s\n' $(call quoted,$($1)) | grep -Ex '$2')),,\
+  $(error $1=$($1): say $3))
+$(call demand,PROFILE,smoke|book|full,one of smoke book full)
+$(call demand,JOBS,[1-9][0-9]*,a number from 1)
+$(call demand,OMP_NUM_THREADS,[1-9][0-9]*,a number from 1)
+$(call demand,SEED,0|[1-9][0-9]*,a number from 0)
+# Names of files that make itself handles: it would split others, or take them for rules.
+$(call demand,VENV,[[:alnum:]._/+][[:alnum:]._/+-]*,a path of letters and digits and ._/+- alone)
+$(if $(AMAML_DATA),$(call demand,AMAML_DATA,[[:alnum:]._/+~][[:alnum:]._/+~-]*,a path of letters and digits and ._/+~- alone; a link may lead elsewhere))
 # A backend from outside would keep the figures out of the notebooks.
 unexport MPLBACKEND
 
@@ -17,28 +33,29 @@ unexport MPLBACKEND
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 NAMES := $(basename $(notdir $(sort $(wildcard book/src/*.md))))
+$(if $(filter notebook,$(MAKECMDGOALS)),$(call demand,NB,$(subst $() ,|,$(NAMES)),for example make notebook NB=12_collaborative_filtering; one of $(NAMES)))
 RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
 # What a run depends on beside its source. `make data` comes first and in a make of its own, so its results are seen here.
 CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
-DATA := $(shell AMAML_DATA='$(AMAML_DATA)' $(PYTHON) -I amaml_core/locations.py)
+DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
 INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
 PAGES := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
 SUBMAKE := +@$(MAKE) --no-print-directory
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo; echo "PROFILE=smoke|book|full (now $(PROFILE)), JOBS=$(JOBS), PYTHON=$(PYTHON), VENV=$(VENV)"
+	@echo; echo "PROFILE=smoke|book|full (now $$PROFILE), JOBS=$$JOBS, SEED=$$SEED, PYTHON=$$PYTHON, VENV=$$VENV"
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than 3.11; say for example: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Installing the packages of requirements.lock into $(VENV) (a few minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$$PYTHON is not there, or older than 3.11; say for example: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing the packages of requirements.lock into $$VENV (a few minutes) ..."
+	@"$$PYTHON" -m venv "$$VENV"
 	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.lock
 	@$(PY) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
 	@# The notebooks import what stands beside the package, too, wherever they are run from.
-	@echo '$(CURDIR)' > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+	@pwd > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
 	@touch $@
 
 env: $(READY)  ## the environment in .venv
@@ -48,7 +65,7 @@ book: $(READY)  ## run every chapter at PROFILE and render the runs
 	$(SUBMAKE) rendered
 	@$(PY) -m tools.book report
 
-PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n $(JOBS) --dist loadfile -q
+PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n "$$JOBS" --dist loadfile -q
 
 test: $(READY)  ## unit tests, style, all chapters at smoke with their checked outputs, the strict book (minutes)
 	$(SUBMAKE) data
@@ -62,7 +79,7 @@ test-all: $(READY)  ## the slow tests too, and the committed notebooks run again
 
 test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
 	$(SUBMAKE) rendered
-	@$(PY) -m pytest -n $(JOBS) --dist loadgroup -q -p no:cacheprovider browser
+	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts
@@ -74,26 +91,21 @@ images-gpu: $(READY)  ## what the image cells need on a machine with a GPU, in p
 	@$(PY) -m tools.images_gpu pack
 
 notebooks: $(READY)  ## run every chapter at PROFILE, into _runs/PROFILE
-	+@$(MAKE) --no-print-directory -k -j$(JOBS) PROFILE=$(PROFILE) $(RUNS)
+	+@$(MAKE) --no-print-directory -k -j"$$JOBS" $(RUNS)
 
 _runs/$(PROFILE)/%.ipynb: book/src/%.md $(INPUTS) tools/notebooks.py $(READY)
-	@$(PY) -m tools.notebooks run $* --profile $(PROFILE)
+	@$(PY) -m tools.notebooks run $* --profile "$$PROFILE"
 
-notebook: $(READY)  ## run one chapter: make notebook NB=12_collaborative_filtering PROFILE=book
-	@$(if $(NB),,$(error say which: make notebook NB=NAME, NAME one of $(NAMES)))
-	@$(PY) -m tools.notebooks run $(NB) --profile $(PROFILE)
-	@echo "The executed chapter is _runs/$(PROFILE)/$(NB).ipynb"
+notebook: $(READY)  ## run one chapter: make notebook NB=12_collaborative_filtering PROFILE=book (SEED=1: with other random numbers)
+	@$(PY) -m tools.notebooks run "$$NB" --profile "$$PROFILE" --seed "$$SEED"
 
 rendered: notebooks
 	$(SUBMAKE) _build/.rendered-$(PROFILE)
 
 _build/.rendered-$(PROFILE): $(RUNS) $(PAGES) $(CODE) _config.yml _toc.yml tools/book.py
-	@rm -f _build/.rendered-*
-	@$(PY) -m tools.book render --profile $(PROFILE)
-	@touch $@
+	@$(PY) -m tools.book render --profile "$$PROFILE"
 
 html: $(READY)  ## render the committed notebooks
-	@rm -f _build/.rendered-*
 	@$(PY) -m tools.book render
 
 refresh:  ## run every chapter at the book profile and make the runs the committed notebooks
@@ -104,20 +116,20 @@ refresh:  ## run every chapter at the book profile and make the runs the committ
 sync: $(READY)  ## carry the text of the sources into the committed notebooks
 	@$(PY) -m tools.notebooks sync
 
-# The other libraries stay out of .venv, which `make lock` freezes.
-.venv-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.toml
-	@$(PYTHON) -m venv .venv-bench
-	@.venv-bench/bin/python -m pip install --disable-pip-version-check -qq -c requirements.lock setuptools wheel \
+# The other libraries have an environment of their own: `make lock` freezes that of the book.
+$(VENV)-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.toml
+	@"$$PYTHON" -m venv "$$VENV-bench"
+	@$(VENV)-bench/bin/python -m pip install --disable-pip-version-check -qq -c requirements.lock setuptools wheel \
 	  torch torchdiffeq numpy pandas tqdm pillow matplotlib seaborn pytest -r benchmarks/requirements.txt
-	@.venv-bench/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@$(VENV)-bench/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
-bench: .venv-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
-	@.venv-bench/bin/python -m benchmarks $(BENCH)
+bench: $(VENV)-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
+	@$(VENV)-bench/bin/python -m benchmarks $$BENCH
 
 full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again)
 	$(SUBMAKE) data
-	@$(PY) -m experiments --jobs $(JOBS) $(if $(LIST),--list) $(if $(FORCE),--force --only "$(FORCE)",$(if $(CELL),--only "$(CELL)"))
+	@$(PY) -m experiments --jobs "$$JOBS" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
 lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m ruff format --check

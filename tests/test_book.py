@@ -4,8 +4,10 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from datetime import date
 from html.parser import HTMLParser
@@ -21,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 
 import amaml_core
 from amaml_core import samplers
-from tools import book, notebooks
+from tools import book, notebooks, repository
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -329,6 +331,164 @@ def test_the_code_of_every_solution_is_found_and_ends_in_a_number_or_a_claim(nam
             assert "print" in inside or ast.Assert in inside, label
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (("two", "smoke"), "no chapter 'two'"),
+        (("../src/one", "smoke"), "no chapter"),
+        (("", "smoke"), "no chapter ''"),
+        (("one", "tiny"), "no profile 'tiny'"),
+        (("one", "../x"), "no profile"),
+        (("one", "smoke", -1), "not -1"),
+        (("one", "smoke", 2**63), "a seed is a whole number"),
+        (("one", "smoke", "0; touch hit"), "not '0; touch hit'"),
+        (("one", "smoke", 1.5), "not 1.5"),
+        (("one", "smoke", True), "not True"),
+    ],
+)
+def test_run_refuses_other_parameters_before_it_does_anything(chapter, tmp_path, given, problem):
+    chapter("print(1)")
+    with pytest.raises(ValueError, match=problem):
+        notebooks.run(*given)
+    assert not (tmp_path / "_runs").exists()
+
+
+def test_a_run_with_another_seed_is_kept_apart(chapter, capsys):
+    chapter("print(seed)")
+    assert notebooks.main(["run", "one", "--seed", "7"]) == 0
+    made = notebooks.run_path("one", "smoke", 7)
+    assert nbformat.read(made, as_version=4).cells[-1].outputs[0].text == "7\n"
+    assert "one-seed7.ipynb" in capsys.readouterr().out and not notebooks.run_path("one", "smoke").exists()
+    with pytest.raises(SystemExit):
+        notebooks.main(["publish", "one", "--seed", "7"])
+    assert "publish takes no seed" in capsys.readouterr().err
+
+
+def in_a_process(tmp_path, code):
+    """Start `code` in a process whose book is that of the fixture `chapter`."""
+    setting = f"from pathlib import Path\nfrom tools import book, notebooks\nnotebooks.ROOT = Path({str(tmp_path)!r})\n"
+    setting += "notebooks.NOTEBOOKS = notebooks.ROOT / 'book'\nnotebooks.SOURCES = notebooks.NOTEBOOKS / 'src'\n"
+    setting += "book.ROOT, book.NOTEBOOKS, book.BUILD = notebooks.ROOT, notebooks.NOTEBOOKS, notebooks.ROOT / '_build'\n"
+    setting += "book.INDEX = book.BUILD / 'html' / 'index.html'\n"
+    return subprocess.Popen([sys.executable, "-c", setting + code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(folder, pattern):
+    for _ in range(1200):
+        if any(folder.glob(pattern)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern} comes in {folder}")
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing_that_stays(chapter, tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    chapter(f"import time\nopen({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(60)")
+    killed = in_a_process(tmp_path, "notebooks.run('one', 'smoke')")
+    wait_for(tmp_path, "begun")
+    killed.kill()
+    killed.communicate()
+    assert not notebooks.run_path("one", "smoke").exists()
+    chapter("print(1)")
+    notebooks.run("one", "smoke")
+    assert [path.name for path in (tmp_path / "_runs" / "smoke").iterdir() if path.suffix != ".lock"] == ["one.ipynb"]
+    assert list(temporary.iterdir()) == []
+
+
+# A book of one page, whose builder writes its process's number, waits for a file, and writes it again.
+BUILDER = """#!{python}
+import os, sys, time
+from pathlib import Path
+_, action, tree, option, out, *rest = sys.argv
+html = Path(out, "_build", "html")
+html.mkdir(parents=True)
+(html / "index.html").write_text(tree)
+(html / "first").write_text(str(os.getpid()))
+for _ in range(1200):
+    if not {wait!r} or Path({wait!r}).exists():
+        break
+    time.sleep(0.05)
+(html / "last").write_text(str(os.getpid()))
+sys.exit({status})
+"""
+
+
+@pytest.fixture
+def builder(chapter, tmp_path):
+    """``start(wait, status)``: render a book of one chapter in a process, by a stand-in of Jupyter Book."""
+    chapter("print(1)")
+    committed("", "")
+    (tmp_path / "examples").mkdir()
+    for file in ("_config.yml", "_toc.yml", "book/status.md"):
+        (tmp_path / file).write_text("{}")
+
+    def start(wait=None, status=0, name="builder"):
+        program = tmp_path / name / "jupyter-book"
+        program.parent.mkdir()
+        program.write_text(BUILDER.format(python=sys.executable, wait=str(wait or ""), status=status))
+        program.chmod(0o755)
+        code = f"import sys\nsys.executable = {str(program.with_name('python'))!r}\nsys.exit(book.main(['render']))"
+        return in_a_process(tmp_path, code)
+
+    return start
+
+
+@pytest.mark.slow
+def test_two_renders_at_once_do_not_mix(builder, tmp_path):
+    one = builder(wait=tmp_path / "go", name="one")
+    wait_for(tmp_path, "_build/work~*/_build/html/first")
+    two = builder(name="two")
+    assert "Another process is at it (rendering the book)" in two.stderr.readline()
+    (tmp_path / "go").touch()
+    said = [process.communicate(timeout=60)[1] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), said
+    html = tmp_path / "_build" / "html"
+    assert (html / "first").read_text() == (html / "last").read_text()
+    assert sorted(path.name for path in (tmp_path / "_build").iterdir()) == ["html", "work.lock"]
+
+
+@pytest.mark.slow
+def test_a_render_that_fails_or_is_killed_leaves_the_earlier_pages_whole(builder, tmp_path):
+    assert builder(name="first").wait(60) == 0
+    page = (tmp_path / "_build" / "html" / "last").read_text()
+    failed = builder(status=1, name="fails")
+    assert "errors or warnings" in failed.communicate(timeout=60)[1] and failed.returncode == 1
+    assert (tmp_path / "_build" / "html" / "last").read_text() == page
+    killed = builder(wait=tmp_path / "go", name="killed")
+    wait_for(tmp_path, "_build/work~*/_build/html/first")
+    killed.kill()
+    killed.wait()
+    assert (tmp_path / "_build" / "html" / "last").read_text() == page
+    assert builder(name="again").wait(60) == 0
+    (tmp_path / "go").touch()  # what the killed process had started goes on
+    killed.communicate(timeout=60)
+    html = tmp_path / "_build" / "html"
+    assert page != (html / "first").read_text() == (html / "last").read_text()
+    assert sorted(path.name for path in (tmp_path / "_build").iterdir()) == ["html", "work.lock"]
+
+
+@pytest.mark.slow
+def test_the_stamp_says_what_the_pages_show_and_is_as_old_as_what_they_were_made_from(builder, tmp_path, monkeypatch):
+    for name, value in {"ROOT": tmp_path, "NOTEBOOKS": notebooks.NOTEBOOKS, "BUILD": tmp_path / "_build"}.items():
+        monkeypatch.setattr(book, name, value)
+    monkeypatch.setattr(book, "INDEX", tmp_path / "_build" / "html" / "index.html")
+    assert builder(name="program").wait(60) == 0
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "program" / "python"))
+    (tmp_path / "_runs" / "smoke").mkdir(parents=True)
+    shutil.copy(notebooks.NOTEBOOKS / "one.ipynb", notebooks.run_path("one", "smoke"))
+    earlier = book.BUILD / ".rendered-book"
+    earlier.touch()
+    before = time.time()
+    book.render("smoke")
+    stamp = book.BUILD / ".rendered-smoke"
+    assert not earlier.exists() and before - 0.1 < stamp.stat().st_mtime <= (book.INDEX.stat().st_mtime + 0.1)
+    book.render(None)
+    assert not stamp.exists()
+
+
 def test_run_refuses_a_chapter_without_parameters(chapter):
     chapter("print(1)", parameters="seed = 1")
     with pytest.raises(ValueError, match="lacks the line profile"):
@@ -392,6 +552,118 @@ def test_problems_name_errors_and_remains_of_an_execution(chapter):
     path.write_text(nbformat.writes(notebook))
     found = " ".join(notebooks.problems("one"))
     assert "ended in NameError" in found and "what an execution left behind" in found
+
+
+# ----------------------------------------------------------------------------------- the repository, if its address is known
+
+ADDRESS = "https://github.com/someone/a.book"
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_SHA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tree(chapter, tmp_path, monkeypatch, nowhere):
+    """``tree(pyproject)``: the copy of a book of one chapter that would be rendered, its configuration and its notebook."""
+    chapter("print(1)")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "book" / "status.md").touch()
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    shutil.copy(ROOT / "_toc.yml", tmp_path)
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "NOTEBOOKS", notebooks.NOTEBOOKS)
+
+    def copy(pyproject="[project]\n"):
+        (tmp_path / "pyproject.toml").write_text(pyproject)
+        notebooks.sync("one")
+        copied = tmp_path / "tree"
+        shutil.rmtree(copied, ignore_errors=True)
+        book.copy_tree(copied, None)
+        return copied / "_config.yml", nbformat.read(copied / "book" / "one.ipynb", as_version=4)
+
+    return copy
+
+
+def test_without_an_address_the_book_is_rendered_as_it_is(tree, tmp_path):
+    config, notebook = tree()
+    assert config.read_bytes() == (ROOT / "_config.yml").read_bytes()
+    assert (tmp_path / "tree/book/one.ipynb").read_bytes() == (tmp_path / "book/one.ipynb").read_bytes()
+    assert not any("git" in cell.source for cell in notebook.cells)
+
+
+def test_where_a_build_knows_the_address_pages_have_buttons_and_notebooks_fetch_the_code(tree, monkeypatch, tmp_path):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/a.book")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("GITHUB_SHA", "0" * 40)
+    path, notebook = tree()
+    config = yaml.safe_load(path.read_text())
+    assert config["repository"] == {"url": ADDRESS, "branch": "0" * 40} and config["html"]["use_repository_button"]
+    assert config["launch_buttons"]["binderhub_url"] and "colab_url" not in config["launch_buttons"]
+    (link,) = config["sphinx"]["config"]["html_theme_options"]["icon_links"]
+    assert link["url"] == "https://codespaces.new/someone/a.book"
+    assert config["sphinx"]["recursive_update"] is True  # or the buttons would not appear
+    assert ADDRESS in notebook.cells[0].source and "remove-cell" in notebook.cells[0].metadata.tags
+    committed_one = nbformat.read(tmp_path / "book/one.ipynb", as_version=4)
+    assert [c.source for c in notebook.cells[1:]] == [c.source for c in committed_one.cells]
+
+
+def test_notebooks_are_committed_with_the_declared_address_and_then_open_on_colab(tree):
+    path, notebook = tree(f'[project]\n[project.urls]\nRepository = "{ADDRESS}"\n')
+    assert yaml.safe_load(path.read_text())["launch_buttons"]["colab_url"]
+    assert [ADDRESS in cell.source for cell in notebook.cells] == [True] + [False] * (len(notebook.cells) - 1)
+    assert notebooks.problems("one") == []
+    notebooks.run("one", "smoke")  # in a checkout that cell does nothing
+    notebooks.publish("one", "smoke")
+    assert notebooks.problems("one") == []
+
+
+@pytest.mark.parametrize(("server", "name"), [("https://github.com", "a/b c"), ("http://github.com", "a/b"), ("", "a"),
+                                              ("", "a/b/c"), ("", "../b\n"), ("https://x y", "a/b"), ("", '"a"/b')])  # fmt: skip
+def test_what_is_no_address_of_a_repository_is_refused(monkeypatch, server, name):
+    monkeypatch.setenv("GITHUB_SERVER_URL", server)
+    monkeypatch.setenv("GITHUB_REPOSITORY", name)
+    with pytest.raises(ValueError, match="the address of a repository looks like"):
+        repository.building(ROOT)
+
+
+def test_other_hosts_get_no_buttons_of_services_that_only_know_github(nowhere):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert repository.with_buttons(config, "https://git.example.org/a/b", ROOT) == yaml.safe_load(
+        (ROOT / "_config.yml").read_text()
+    )
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_first_cell_fetches_the_code_only_where_it_is_missing(monkeypatch, tmp_path, there):
+    commands = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: there or None)
+
+    def record(command, check):
+        commands.append(command)
+        (tmp_path / "book-code" / "book").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    exec(repository.FETCH.format(address=ADDRESS), {})
+    if there:
+        assert not commands and Path.cwd() == tmp_path
+    else:
+        clone, install = commands
+        assert clone[:2] == ["git", "clone"] and clone[-2:] == [ADDRESS, "book-code"]
+        assert install[1:4] == ["-m", "pip", "install"] and install[-1] == "./book-code[book]"
+        assert Path.cwd() == tmp_path / "book-code" / "book" and sys.path[0] == str(tmp_path / "book-code")
+
+
+def test_binder_and_codespaces_set_up_what_is_locked():
+    assert (ROOT / ".binder" / "requirements.txt").read_text().split() == ["-r", "../requirements.lock"]
+    assert os.access(ROOT / ".binder" / "postBuild", os.X_OK)
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).is_file()
+    assert container["postCreateCommand"] == "make env"
 
 
 # ------------------------------------------------------------------------------------------------ figures with sliders
@@ -484,6 +756,7 @@ def test_chapters_have_the_numbers_of_their_files(rendered):
 def test_every_page_has_a_title_a_description_and_a_picture_for_those_who_share_it(rendered):
     for page in toc_pages():
         head = (HTML / f"{page}.html").read_text(encoding="utf-8").partition("</head>")[0]
+        assert len(re.search(r'name="description" content="([^"]*)"', head)[1]) > 50
         assert head.count("Adjoint Meta-Learning</title>") == head.count('name="description"') == head.count('"og:image"') == 1
         assert (HTML / page).parent.joinpath(re.search(r'"og:image" content="([^"]+)"', head)[1]).resolve().is_file()
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import string
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from amaml_core.datasets import RATINGS, data_root
 
-from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, names, run_path
+from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
+from .repository import building, with_buttons, with_setup
 
 BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
@@ -33,14 +37,35 @@ def render(profile: str | None) -> None:
 
     The copy holds nothing but what is rendered, so no cache, environment or source beside a notebook can get into the book.
     Nothing of an earlier build is used: a page that once had a warning would be taken from the cache without it.
+    Until all pages are done, the earlier ones stay; a second process that renders waits for the first.
 
     Raises:
         FileNotFoundError: a chapter has no run at this profile, or no committed notebook.
         subprocess.CalledProcessError: Jupyter Book found an error or a warning.
     """
-    tree = BUILD / "tree"
-    for old in (tree, BUILD / "html", BUILD / ".doctrees"):
-        shutil.rmtree(old, ignore_errors=True)
+    with alone(BUILD / "work", "rendering the book") as work:
+        began = time.time()
+        copy_tree(work / "tree", profile)
+        program = Path(sys.executable).with_name("jupyter-book")
+        command = [program, "build", work / "tree", "--path-output", work, "-W", "-n", "--keep-going", "-q"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # names the folder of the work
+        for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
+            stamp.unlink()
+        if INDEX.parent.exists():
+            INDEX.parent.rename(work / "earlier")
+        (work / "_build" / "html").rename(INDEX.parent)
+        if profile is not None:
+            stamp = BUILD / f".rendered-{profile}"
+            stamp.touch()
+            os.utime(stamp, (began, began))  # as old as what it was made from, or make would miss a change on the way
+
+
+def copy_tree(tree: Path, profile: str | None) -> None:
+    """Copy what is rendered: the runs of a profile or the committed notebooks, the pages, and the status filled in.
+
+    If the repository's address is known, the pages get buttons that lead to it, and the notebooks a cell that fetches the code.
+    """
+    address = building(ROOT)
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
     shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
     rendered = {}
@@ -49,14 +74,18 @@ def render(profile: str | None) -> None:
         if not notebook.is_file():
             way_out = "make refresh" if profile is None else f"make notebooks PROFILE={profile}"
             raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `{way_out}`")
-        shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
         rendered[name] = nbformat.read(notebook, as_version=4)
+        if address:
+            nbformat.write(with_setup(rendered[name], address), tree / "book" / f"{name}.ipynb")
+        else:
+            shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
     page = tree / "book" / "status.md"
     page.write_text(page.read_text(encoding="utf-8").replace(STATUS, status(rendered)), encoding="utf-8")
     for file in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / file, tree / file)
-    program = Path(sys.executable).with_name("jupyter-book")
-    subprocess.run([program, "build", tree, "--path-output", ROOT, "-W", "-n", "--keep-going", "-q"], cwd=ROOT, check=True)
+    if address:
+        config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+        (tree / "_config.yml").write_text(yaml.safe_dump(with_buttons(config, address, ROOT)), encoding="utf-8")
 
 
 def status(notebooks: dict[str, NotebookNode]) -> str:
@@ -105,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.action == "render":
         try:
             render(args.profile)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
         except subprocess.CalledProcessError:

@@ -1,6 +1,6 @@
 """Chapters: sources in ``book/src/NAME.md`` (MyST, edited by people), executed notebooks in ``book/NAME.ipynb`` (generated).
 
-python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb
+python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb (--seed 1: NAME-seed1.ipynb)
 python -m tools.notebooks publish NAME --profile book   make that run the committed notebook
 python -m tools.notebooks sync [NAME ...]               text from the sources, outputs kept where the code is the same
 python -m tools.notebooks check [NAME ...]              is every notebook clean, and as its source says?
@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,17 +21,21 @@ import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import jupytext
 import nbformat
+from filelock import FileLock, Timeout
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 from traitlets import default
+
+from .repository import declared, with_setup
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "book" / "src"
@@ -59,8 +64,8 @@ def names() -> list[str]:
 
 
 def read_source(name: str) -> NotebookNode:
-    """The source of a chapter as a notebook without outputs."""
-    return jupytext.read(SOURCES / f"{name}.md")
+    """The source of a chapter as a notebook without outputs; with a cell that fetches the code, if it is known from where."""
+    return with_setup(jupytext.read(SOURCES / f"{name}.md"), declared(ROOT))
 
 
 def solutions(text: str, exercise: str = "") -> Iterator[tuple[str, str]]:
@@ -85,9 +90,35 @@ def with_solutions(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def run_path(name: str, profile: str) -> Path:
-    """Where the executed notebook of a run lies."""
-    return ROOT / "_runs" / profile / f"{name}.ipynb"
+def run_path(name: str, profile: str, seed: int = 0) -> Path:
+    """Where the executed notebook of a run lies. One with another seed than the chapter's is neither rendered nor published."""
+    return ROOT / "_runs" / profile / f"{name}{f'-seed{seed}' * bool(seed)}.ipynb"
+
+
+@contextmanager
+def alone(place: Path, work: str) -> Iterator[Path]:
+    """An empty folder ``PLACE~...`` for work that only one process does at a time: another one waits.
+
+    What processes left there that were killed goes before the work, and the folder goes after it. Its name is new each time,
+    since a program that a killed process had started may still write.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f"{place.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"Another process is at it ({work}); waiting until it is done.", file=sys.stderr, flush=True)
+        lock.acquire()
+    folder = None
+    try:
+        for left in place.parent.glob(f"{place.name}~*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{place.name}~", dir=place.parent))
+        yield folder
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -188,15 +219,26 @@ def _bad_parameters(source: NotebookNode) -> list[str]:
     return [f"its `parameters` cell lacks the line {line}" for line in PARAMETERS if line not in lines]
 
 
-class OwnKernel(AsyncKernelManager):
-    """Starts kernels of the Python that runs this, whatever kernels named ``python3`` are installed on the machine."""
+def own_kernel(folder: Path) -> type[AsyncKernelManager]:
+    """What starts a kernel of the Python that runs this, whatever kernels named ``python3`` are installed on the machine.
 
-    @default("kernel_spec_manager")
-    def _own_specs(self) -> KernelSpecManager:
-        return KernelSpecManager(parent=self, kernel_dirs=[])  # with no folder to look in, the one of sys.executable is left
+    The file with the kernel's ports lies in the folder, since a process that is killed would leave it among the machine's
+    temporary ones.
+    """
+
+    class OwnKernel(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _own_specs(self) -> KernelSpecManager:
+            return KernelSpecManager(parent=self, kernel_dirs=[])  # with no folder to look in, that of sys.executable is left
+
+        @default("connection_file")
+        def _in_folder(self) -> str:
+            return str(folder / "kernel.json")
+
+    return OwnKernel
 
 
-def run(name: str, profile: str) -> None:
+def run(name: str, profile: str, seed: int = 0) -> Path:
     """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
 
     Its metadata say when, where and with what it was run, and how long that took; the page of the status shows them.
@@ -205,13 +247,25 @@ def run(name: str, profile: str) -> None:
     Raises:
         papermill.exceptions.PapermillExecutionError: a cell failed; ``_runs/PROFILE/NAME.failed.ipynb`` shows where.
         RuntimeError: the solution of an exercise failed; the same file shows where.
-        ValueError: the notebook has no proper `parameters` cell.
+        ValueError: no such chapter or profile, a seed below 0, or the notebook has no proper `parameters` cell.
     """
+    if name not in names():
+        raise ValueError(f"no chapter {name!r} in {SOURCES}; there are {', '.join(names())}")
+    if profile not in PROFILES:
+        raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, not {seed!r}")
+    target = run_path(name, profile, seed)
+    with alone(target.with_name(f".{target.stem}"), f"a run of {name} at {profile}") as scratch:
+        _run(name, profile, seed, target, scratch)
+    return target
+
+
+def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> None:
     import papermill
 
-    target = run_path(name, profile)
-    failed = target.with_name(f"{name}.failed.ipynb")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    given, made = scratch / "given.ipynb", scratch / "made.ipynb"
     target.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     began, source = time.time(), read_source(name)
@@ -219,32 +273,31 @@ def run(name: str, profile: str) -> None:
         raise ValueError(f"{name}: " + "; ".join(bad))
     os.environ["AMAML_PROFILE"] = profile
     record = _here_and_now(name, profile)
-    with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder, "given.ipynb"), Path(folder, "made.ipynb")
-        nbformat.write(with_solutions(clean(source)), given)
-        try:
-            papermill.execute_notebook(
-                given,
-                made,
-                parameters={"profile": profile},
-                kernel_name="python3",
-                kernel_manager_class=OwnKernel,
-                cwd=NOTEBOOKS,
-                progress_bar=False,
-                execution_timeout=CELL_TIMEOUT[profile],
-                extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
-            )
-        except papermill.exceptions.PapermillExecutionError as error:
-            executed = nbformat.read(made, as_version=4)
-            write(executed, failed)
-            for cell in executed.cells:
-                if "exercise" in cell.metadata and any(output.output_type == "error" for output in cell.outputs):
-                    raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
-            raise
-        notebook = clean(nbformat.read(made, as_version=4))
+    nbformat.write(with_solutions(clean(source)), given)
+    try:
+        papermill.execute_notebook(
+            given,
+            made,
+            parameters={"profile": profile} | ({"seed": seed} if seed else {}),
+            kernel_name="python3",
+            kernel_manager_class=own_kernel(scratch),
+            cwd=NOTEBOOKS,
+            progress_bar=False,
+            execution_timeout=CELL_TIMEOUT[profile],
+            extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
+        )
+    except papermill.exceptions.PapermillExecutionError as error:
+        executed = nbformat.read(made, as_version=4)
+        made.replace(failed)
+        for cell in executed.cells:
+            if "exercise" in cell.metadata and any(output.output_type == "error" for output in cell.outputs):
+                raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
+        raise
+    notebook = clean(nbformat.read(made, as_version=4))
     notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.time() - began))
-    write(notebook, target)
-    os.utime(target, (began, began))  # as old as what it was made from, or make would miss a change on the way
+    nbformat.write(notebook, made)
+    os.utime(made, (began, began))  # as old as what it was made from, or make would miss a change on the way
+    made.replace(target)
 
 
 def _here_and_now(name: str, profile: str) -> dict:
@@ -368,7 +421,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("action", choices=("run", "publish", "sync", "check", "compare"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all by default")
     parser.add_argument("--profile", choices=PROFILES, default="smoke")
+    parser.add_argument("--seed", type=int, default=0, help="of a run, from 0; those with another than 0 are for reading alone")
     args = parser.parse_args(arguments)
+    if args.seed and args.action != "run":
+        parser.error(f"{args.action} takes no seed: what is committed is made with the chapters' own")
     if unknown := sorted(set(args.names) - set(names())):
         parser.error(f"no chapter {', '.join(unknown)} in {SOURCES.relative_to(ROOT)}; there are {', '.join(names())}")
     status = 0
@@ -384,12 +440,13 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             started = time.perf_counter()
             try:
-                run(name, args.profile)
+                made = run(name, args.profile, args.seed)
             except Exception as error:
                 print(f"FAILED {name} at {args.profile}: {error}", file=sys.stderr)
                 status = 1
             else:
-                print(f"{name}: run at {args.profile} in {time.perf_counter() - started:.0f} s", flush=True)
+                spent = f"{time.perf_counter() - started:.0f} s"
+                print(f"{name}: run at {args.profile} in {spent}, {made.relative_to(ROOT)}", flush=True)
     return status
 
 

@@ -1,0 +1,107 @@
+"""What a person sets for `make` is text: nothing in it is run, and what makes no sense is refused before anything is done."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EVIL = [
+    "x; touch {}", "$(shell touch {})", "$(touch {})", "`touch {}`", "'; touch {}; '", '"; touch {}; "', "x\ntouch {}\n", "%",
+    "x\n\ttouch {}", "x & touch {} #", "$(eval y:=$(shell touch {}))", "$$(touch {})", "x | touch {}", "${{shell touch {}}}",
+]  # fmt: skip
+evil = pytest.mark.parametrize("texts", [EVIL[:2], pytest.param(EVIL[2:], marks=pytest.mark.slow)], ids=["two", "rest"])
+
+
+@pytest.fixture
+def make(tmp_path):
+    """``make(*arguments, **environment)`` in this checkout, with an environment whose `python` only tells what it is asked."""
+    log = tmp_path / "log"
+    for venv in ("venv", "venv-bench"):
+        python = tmp_path / venv / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\nprintf '<%s>' \"$@\" >> '{log}'\n")
+        python.chmod(python.stat().st_mode | stat.S_IXUSR)
+        (tmp_path / venv / ".ready").touch()
+
+    def call(*arguments, **environment):
+        log.unlink(missing_ok=True)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "AMAML_"))}
+        given = {"VENV": str(tmp_path / "venv"), "PYTHON": sys.executable, "AMAML_DATA": str(tmp_path / "data"), **environment}
+        done = subprocess.run(["make", *arguments], cwd=ROOT, env={**kept, **given}, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout + done.stderr, log.read_text() if log.exists() else ""
+
+    return call
+
+
+REFUSED = {"NB": "notebook", "PROFILE": "data", "JOBS": "data", "SEED": "data", "VENV": "data", "OMP_NUM_THREADS": "data",
+           "AMAML_DATA": "data"}  # fmt: skip
+
+
+@evil
+@pytest.mark.parametrize("variable", REFUSED)
+def test_what_is_no_name_or_number_is_refused_and_not_run(make, tmp_path, variable, texts):
+    hit = tmp_path / "hit"
+    for text in texts:
+        value = text.format(hit)
+        for arguments, environment in (([f"{variable}={value}"], {}), ([], {variable: value})):
+            code, said, asked = make(REFUSED[variable], *arguments, **environment)
+            assert code and f"{variable}=" in said and not asked and not hit.exists(), (value, said)
+
+
+TAKEN = {"CELL": "full", "FORCE": "full", "LIST": "full", "BENCH": "bench", "AMAML_MIRROR": "data", "PIP_EXTRA_INDEX_URL": "data"}
+
+
+@evil
+@pytest.mark.parametrize("variable", TAKEN)
+def test_what_may_be_any_text_arrives_as_it_is_and_is_not_run(make, tmp_path, variable, texts):
+    hit = tmp_path / "hit"
+    for text in texts:
+        value = text.format(hit)
+        code, said, asked = make(TAKEN[variable], f"{variable}={value}")
+        assert code == 0 and not hit.exists(), (value, said)
+        assert variable not in ("CELL", "FORCE") or f"<--only={value}>" in asked
+        assert variable != "BENCH" or asked == "".join(f"<{word}>" for word in ["-m", "benchmarks", *value.split()])
+
+
+@evil
+def test_python_is_one_program_and_not_a_line_of_commands(make, tmp_path, texts):
+    hit = tmp_path / "hit"
+    (tmp_path / "venv" / ".ready").unlink()
+    for text in texts:
+        code, said, asked = make("env", f"PYTHON={text.format(hit)}")
+        assert code and "is not there, or older than 3.11" in said and not asked and not hit.exists(), said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("notebook",), "NB=: say for example make notebook NB=12_collaborative_filtering; one of 00_preface"),
+        (("notebook", "NB="), "NB=: say"),
+        (("notebook", "NB=04_adjoint 05_amaml"), "NB=04_adjoint 05_amaml: say"),
+        (("notebook", "NB=--help"), "NB=--help: say"),
+        (("data", "PROFILE=smoke book"), "PROFILE=smoke book: say one of smoke book full"),
+        (("data", "PROFILE="), "PROFILE=: say"),
+        (("data", "JOBS=0"), "JOBS=0: say a number from 1"),
+        (("data", "JOBS=-1"), "JOBS=-1: say"),
+        (("data", "JOBS=2.5"), "JOBS=2.5: say"),
+        (("data", "SEED=-1"), "SEED=-1: say"),
+        (("data", "VENV=my folder"), "VENV=my folder: say a path of"),
+        (("data", "VENV=-x"), "VENV=-x: say"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_done(make, arguments, said):
+    code, output, asked = make(*arguments)
+    assert code == 2 and said in output and not asked
+
+
+def test_settings_arrive(make):
+    assert make("notebook", "NB=04_adjoint", "PROFILE=book", "SEED=3")[2] == (
+        "<-m><tools.notebooks><run><04_adjoint><--profile><book><--seed><3>"
+    )
+    code, _, asked = make("full", "FORCE=jester 'one", JOBS="7")
+    assert code == 0 and asked.endswith("<-m><experiments><--jobs><7><--force><--only=jester 'one>")
+    assert make("full", "LIST=1")[2].endswith("<-m><experiments><--jobs><2><--list>")
