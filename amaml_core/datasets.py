@@ -1,8 +1,9 @@
 """Prepared data sets, checked as they are read, and stand-ins where they are absent.
 
-``make data`` prepares them in :func:`~amaml_core.locations.data_root`. Their manifest holds digests of the arrays, and one of itself,
-so what is read is what was written; data that were prepared before there were any are held to their counts, shapes and dtypes. That a stand-in is used is said on the standard error, like
-everything that differs between one machine and the next: what a chapter prints is compared, what it says there is not.
+``make data`` prepares them in :func:`~amaml_core.locations.data_root`. Their manifest holds digests of the arrays, and one of
+itself, so what is read is what was written; data that were prepared before there were any are held to their counts, shapes and
+dtypes. That a stand-in is used is said on the standard error, like everything that differs between one machine and the next: what a
+chapter prints is compared, what it says there is not.
 """
 
 from __future__ import annotations

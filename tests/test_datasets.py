@@ -124,7 +124,8 @@ def test_what_only_a_digest_can_tell_is_refused_and_data_of_before_there_were_an
     [
         lambda text: "", lambda text: text[:-1], lambda text: "[" * 10**5, lambda text: "[]", lambda text: "3",
         lambda text: text.replace('"character": "1"', '"character": "2"'), lambda text: text.replace('"0"', "NaN"),
-        lambda text: text.replace('"digest"', '"name": "omniglot", "digest"'), lambda text: text.replace("images.npy", "images.npz"),
+        lambda text: text.replace('"digest"', '"name": "omniglot", "digest"'),
+        lambda text: text.replace("images.npy", "images.npz"),
         lambda text: '{"name": "omniglot", "classes": 3}', lambda text: '{"name": "omniglot", "classes": [3]}',
         lambda text: '{"name": "omniglot"}', lambda text: '{"name": "omniglot", "classes": []}',
         lambda text: text.replace('"A"', '"\x00"'), lambda text: text.replace('"A"', '"\udcff"'),
