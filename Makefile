@@ -10,7 +10,7 @@ OMP_NUM_THREADS ?= 1
 
 # What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
 # holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
-SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST BENCH AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
+SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
 $(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 quoted = '$(subst ','\'',$1)'
 # $(call demand,NAME,PATTERN,HINT): make stops unless the setting NAME is one word that the pattern matches.
@@ -127,9 +127,9 @@ $(VENV)-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.to
 bench: $(VENV)-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
 	@$(VENV)-bench/bin/python -m benchmarks $$BENCH
 
-full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again)
+full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again, SCHEDULER=tcp://HOST:PORT: on a Dask cluster)
 	$(SUBMAKE) data
-	@$(PY) -m experiments --jobs "$$JOBS" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
+	@$(PY) -m experiments --jobs "$$JOBS" --scheduler="$$SCHEDULER" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
 lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m ruff format --check

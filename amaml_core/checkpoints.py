@@ -1,4 +1,7 @@
-"""The state of a training run as one safetensors file: tensors, and all else as JSON in its header. No pickle is loaded."""
+"""The state of a training run as one safetensors file: tensors, and all else as JSON in its header. No pickle is loaded.
+
+Its digest is over all of that, so a state that is given back is one that was written.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .identity import differences
+from .identity import describe, differences
 from .records import write_beside
+from .strict import digest
 
-FORMAT = "amaml_core checkpoint 1"
+FORMAT = "amaml_core checkpoint 2"  # 1 had no digest
 
 
 def save(path: Path, identity: dict[str, str], state: dict) -> None:
@@ -29,14 +33,16 @@ def save(path: Path, identity: dict[str, str], state: dict) -> None:
     from safetensors.torch import save as encode
 
     tensors: dict[str, Tensor] = {}
-    content = {"identity": identity, "state": flatten(state, tensors)}
-    write_beside(path, encode(tensors, metadata={"format": FORMAT, "content": json.dumps(content)}))
+    content = json.dumps({"identity": identity, "state": flatten(state, tensors)})
+    header = {"format": FORMAT, "content": content, "digest": digest([content, describe(tensors)])}
+    write_beside(path, encode(tensors, metadata=header))
 
 
 def load(path: Path, identity: dict[str, str]) -> dict:
     """The state of the checkpoint of this very run.
 
     Raises:
+        OSError: the file cannot be read.
         ValueError: it is no checkpoint, it is damaged, or it belongs to another run; the message says in what they differ.
     """
     from safetensors import SafetensorError, safe_open
@@ -48,9 +54,13 @@ def load(path: Path, identity: dict[str, str]) -> dict:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT:
             raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+        if header.get("digest") != digest([header.get("content"), describe(tensors)]):
+            raise ValueError("it is damaged: its digest is not that of its content")
         content = json.loads(header["content"])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint that can be read: {error}. {remedy}") from None
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error}") from None
     if found := differences(content["identity"], identity):
         lines = "\n  ".join(found[:20])
         raise ValueError(f"{path} belongs to another run:\n  {lines}\n{remedy}")

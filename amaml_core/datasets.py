@@ -1,15 +1,17 @@
 """Prepared data sets, checked as they are read, and stand-ins where they are absent.
 
-``make data`` prepares them in :func:`~amaml_core.locations.data_root`. That a stand-in is used is said on the standard error, like
-everything that differs between one machine and the next: what a chapter prints is compared, what it says there is not.
+``make data`` prepares them in :func:`~amaml_core.locations.data_root`. Their manifest holds digests of the arrays, and one of
+itself, so what is read is what was written; data that were prepared before there were any are held to their counts, shapes and
+dtypes. That a stand-in is used is said on the standard error, like everything that differs between one machine and the next: what a
+chapter prints is compared, what it says there is not.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,9 @@ import numpy as np
 
 from .locations import data_root
 from .stand_ins import glyph_images, low_rank_ratings
+from .strict import digest, file_digest, parse
 
+REMEDY = "delete the data set's folder and run `make data`"
 RATINGS = {"jester-1": "Jester-1", "ml-100k": "MovieLens 100K", "ml-1m": "MovieLens 1M"}
 # Smaller than the real data, and like it in scale and sparsity as far as the chapters notice.
 STAND_IN_RATINGS: dict[str, dict[str, Any]] = {
@@ -87,19 +91,17 @@ def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool
     if folder is None:
         description = _announce(f"low-rank ratings ({RATINGS[name]} not prepared)")
         return RatingData(*low_rank_ratings(**STAND_IN_RATINGS[name]), name, False, description)
-    manifest = _manifest(folder, name)
-    path = folder / "ratings.npz"
-    _require(path.is_file(), folder, "ratings.npz is missing")
-    with np.load(path, allow_pickle=False) as file:
-        _require({"user", "item", "rating"} <= set(file.files), path, f"has {file.files} instead of user, item and rating")
-        user, item, rating = file["user"], file["item"], file["rating"]
+    manifest, path = _manifest(folder, name), folder / "ratings.npz"
+    counts = manifest.get("counts")
+    _require(_are_counts(counts), folder / "manifest.json", f"its counts are {counts!r:.100}, not numbers of users, items, ratings")
+    _verify(path, manifest)
+    user, item, rating = _columns(path, counts["ratings"])
     for column, values, dtype in (("user", user, np.int32), ("item", item, np.int32), ("rating", rating, np.float32)):
         _require(values.dtype == dtype and values.shape == (len(rating),), path, f"{column} is {values.dtype} {values.shape}")
     _require(len(rating) > 0 and min(user.min(), item.min()) >= 0, path, "it is empty or has negative numbers")
     pair = user.astype(np.int64) * (int(item.max()) + 1) + item
     _require(bool((np.diff(pair) > 0).all()), path, "its ratings are not sorted by user and item, or a pair occurs twice")
     _require(bool(np.isfinite(rating).all()), path, "a rating is not finite")
-    counts = manifest.get("counts", {})
     found = {"users": int(user.max()) + 1, "items": int(item.max()) + 1, "ratings": len(rating)}
     _require(counts == found, path, f"it holds {found}, but the manifest says {counts}")
     return RatingData(user, item, rating, name, True, RATINGS[name])
@@ -136,10 +138,10 @@ def load_images(
         if folder is None:
             description = _announce("glyphs of the DejaVu fonts (Omniglot not prepared)")
             return ImageData(*glyph_images(stand_in_classes), name, False, description)
-        classes = _manifest(folder, name).get("classes", [])
-        images = _map(folder / "images.npy", (len(classes), 20, 28, 28))
-        complete = all({"alphabet", "character", "split"} <= set(entry) for entry in classes)
-        _require(complete, folder / "manifest.json", "a class lacks its alphabet, character or split")
+        manifest = _manifest(folder, name)
+        classes = manifest.get("classes")
+        _require(_are_drawn(classes), folder / "manifest.json", "a class lacks its alphabet, character or split")
+        images = _map(folder / "images.npy", manifest, (len(classes), 20, 28, 28))
         return ImageData(images, classes, name, True, "Omniglot")
     if folder is None:
         description = _announce("coloured glyphs of the DejaVu fonts (mini-ImageNet not prepared)")
@@ -147,8 +149,10 @@ def load_images(
         only = slice(first, first + MINI_IMAGENET[part])
         images, classes = glyph_images(sum(MINI_IMAGENET.values()), 20, 84, colour=True, seed=first, only=only)
         return ImageData(images, [{**entry, "split": part} for entry in classes], name, False, description)
-    listed = _manifest(folder, name).get("classes", {}).get(part, [])
-    images = _map(folder / f"{part}.npy", (len(listed), 600, 84, 84, 3))
+    manifest = _manifest(folder, name)
+    listed = manifest["classes"].get(part) if isinstance(manifest.get("classes"), dict) else None
+    _require(_are_words(listed), folder / "manifest.json", f"it does not list the classes of {part!r}")
+    images = _map(folder / f"{part}.npy", manifest, (len(listed), 600, 84, 84, 3))
     return ImageData(images, [{"character": wnid, "split": part} for wnid in listed], name, True, "mini-ImageNet")
 
 
@@ -174,31 +178,74 @@ def _announce(what: str) -> str:
     return description
 
 
-def _manifest(folder: Path, name: str) -> Mapping:
+def _manifest(folder: Path, name: str) -> dict:
+    """What a folder holds, by its manifest."""
     path = folder / "manifest.json"
     _require(path.is_file(), folder, "manifest.json is missing")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete {folder} and run `make data`") from error
+        manifest = parse(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}; {REMEDY}") from None
     _require(isinstance(manifest, dict) and manifest.get("name") == name, path, f"it does not name the data set {name!r}")
+    written = manifest.pop("digest", None)
+    _require(written in (None, digest(manifest)), path, "it is damaged: its digest is not that of its content")
     return manifest
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _verify(path: Path, manifest: Mapping) -> None:
+    """Hold a file against its digest, once while it stays as it is. A large one, still to be mapped, is read for this."""
     _require(path.is_file(), path.parent, f"{path.name} is missing")
+    files = manifest.get("files", {path.name: None})
+    _require(isinstance(files, dict) and path.name in files, path.parent / "manifest.json", f"it does not name {path.name}")
+    if files[path.name] is not None:
+        state = path.stat()
+        found = _digest_of(path, state.st_mtime_ns, state.st_size)
+        _require(found == files[path.name], path, "it is damaged: its digest is not that of its manifest")
+
+
+@lru_cache(maxsize=32)
+def _digest_of(path: Path, changed: int, size: int) -> str:
+    return file_digest(path)
+
+
+def _columns(path: Path, ratings: int) -> tuple[np.ndarray, ...]:
+    """User, item and rating of a file that has just been checked, or that has no digest: then it may be anything."""
     try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole array ({error}); delete {path.parent} and run `make data`") from error
-    _require(
-        len(images) > 0 and images.dtype == np.uint8 and images.shape == shape,
-        path,
-        f"it is {images.dtype} {images.shape}, but its manifest calls for uint8 {shape}",
-    )
+        with np.lib.npyio.NpzFile(path, allow_pickle=False) as file:
+            sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
+            if sorted(sizes) != ["item.npy", "rating.npy", "user.npy"] or max(sizes.values()) > 4 * ratings + 1024:
+                raise ValueError(
+                    f"it holds {str(sizes)[:200]} bytes instead of user, item and rating"
+                )  # so none is too large to read
+            return file["user"], file["item"], file["rating"]
+    except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
+        raise ValueError(f"{path} is not a whole table of arrays: {error}; {REMEDY}") from None
+
+
+def _map(path: Path, manifest: Mapping, shape: tuple[int, ...]) -> np.ndarray:
+    _verify(path, manifest)
+    try:
+        images = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # as above
+        raise ValueError(f"{path} is not a whole array: {error}; {REMEDY}") from None
+    fits = images.dtype == np.uint8 and images.shape == shape and images.flags.c_contiguous
+    _require(fits, path, f"it is {images.dtype} {images.shape}, but its manifest calls for uint8 {shape}")
     return images
+
+
+def _are_counts(counts: object) -> bool:
+    return isinstance(counts, dict) and {*counts} == {"users", "items", "ratings"} and {*map(type, counts.values())} == {int}
+
+
+def _are_words(listed: object) -> bool:
+    return isinstance(listed, list) and all(isinstance(word, str) for word in listed)
+
+
+def _are_drawn(classes: object) -> bool:
+    keys = {"alphabet", "character", "split"}
+    return isinstance(classes, list) and all(isinstance(c, dict) and keys <= {*c} and _are_words([*c.values()]) for c in classes)
 
 
 def _require(condition: bool, where: Path, problem: str) -> None:
     if not condition:
-        raise ValueError(f"{where}: {problem}; delete the data set's folder and run `make data`")
+        raise ValueError(f"{where}: {problem}; {REMEDY}")

@@ -202,7 +202,8 @@ def _package(thing: Any) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")  # an empty one may have a stride of 0
 
 
 def _digest(content: bytes | memoryview) -> str:

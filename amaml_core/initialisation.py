@@ -6,7 +6,6 @@ The file is a state dict, which ``safetensors.torch.load_model(model, path)`` lo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from .identity import describe, differences
 from .problem import Problem
 from .records import write_beside
+from .strict import digest, parse
 
 FORMAT = "amaml_core initialisation 1"
 PHI = "amaml_core.phi"  # its key in the file
+REMEDY = "Save the initialisation again, or get another copy of the file"
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -77,7 +78,7 @@ def save_initialisation(path: str | Path, problem: Problem, theta: Tensor, phi: 
         "dtype": str(theta.dtype),
         "phi": "" if phi is None else PHI,
         "model": json.dumps(architecture(problem.model)),
-        "digest": _digest(tensors),
+        "digest": digest(describe(tensors)),
     }
     write_beside(Path(path), encode(tensors, metadata=header))
 
@@ -107,8 +108,8 @@ def load_initialisation(path: str | Path, problem: Problem) -> Initialisation:
     if found := _differences(model_there, architecture(model)):
         raise ValueError(f"{path} belongs to another model:\n  " + "\n  ".join(found[:20]))
     own, parameters, buffers = next(model.parameters()), dict(model.named_parameters()), _buffers(model)
-    if missing := {*parameters, *buffers, *([PHI] if header["phi"] else [])} - tensors.keys():
-        raise ValueError(f"{path} is damaged: {sorted(missing)} are missing")
+    if odd := {*parameters, *buffers, *([PHI] if header["phi"] else [])} ^ tensors.keys():
+        raise ValueError(f"{path} is damaged: {sorted(odd)} are missing, or too many. {REMEDY}")
     theta = torch.cat([tensors[name].reshape(-1) for name in parameters])  # (P,)
     if theta.dtype != own.dtype:
         raise ValueError(f"{path} holds {theta.dtype}, and the model {own.dtype}; convert that with model.to({theta.dtype})")
@@ -160,14 +161,11 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in held}
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(json.dumps(describe(tensors), sort_keys=True).encode()).hexdigest()
-
-
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, str]], dict[str, Tensor]]:
     """The header of a file, the model in it, and its tensors.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: it is no initialisation, or damaged.
     """
     from safetensors import SafetensorError, safe_open
@@ -178,12 +176,26 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, dict[str, str]], 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT:
             raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
-        if header["digest"] != _digest(tensors):
+        if missing := {"digest", "model", "phi"} - header.keys():
+            raise ValueError(f"its header has no {sorted(missing)[0]!r}")
+        if header["digest"] != digest(describe(tensors)):
             raise ValueError("it is damaged: its digest is not that of its content")
-        model = json.loads(header["model"])
-        return {"phi": header["phi"]}, {key: dict(model[key]) for key in ("structure", "settings")}, tensors
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no initialisation that can be read: {error}") from None
+        if not _is_model(model := parse(header["model"])):
+            raise ValueError("its header says nothing of the structure and the settings of its model")
+        return header, model, tensors
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is no initialisation that can be read: {error}. {REMEDY}") from None
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {error}") from None
+
+
+def _is_model(content: Any) -> bool:
+    """Whether it is what :func:`architecture` gives."""
+    return (
+        isinstance(content, dict)
+        and content.keys() == {"structure", "settings"}
+        and all(isinstance(part, dict) and all(isinstance(v, str) for v in part.values()) for part in content.values())
+    )
 
 
 def _check(problem: Problem, theta: Tensor, phi: Tensor | None) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 import pandas as pd
 
 from data_scripts import jester, mini_imagenet, movielens_1m, movielens_100k, omniglot
-from data_scripts.common import INTERRUPTED, DataError, DataSet, Unreachable, data_folder, defect, describe, prepare
+from data_scripts.common import INTERRUPTED, DataError, DataSet, Unreachable, data_folder, defect, describe, prepare, strict
 
 SMALL = (jester.DATASET, movielens_100k.DATASET, movielens_1m.DATASET, omniglot.DATASET)
 LARGE = (mini_imagenet.DATASET,)
@@ -23,7 +22,7 @@ def status_table(datasets: Sequence[DataSet], notes: dict[str, str]) -> pd.DataF
         folder = data_folder() / dataset.name
         reason = defect(dataset, folder)
         if reason is None:
-            official = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("official")
+            official = strict.parse((folder / "manifest.json").read_bytes()).get("official")
             rows.append((dataset.name, "prepared", "official" if official else "mirror", describe(dataset.counts)))
         else:
             rows.append((dataset.name, "missing", "", notes.get(dataset.name, reason)))

@@ -1,71 +1,121 @@
-"""Read zip and tar archives member by member, without unpacking them, and trust no name in them."""
+"""Read zip and tar archives member by member, without unpacking them, and trust no name and no size in them."""
 
 from __future__ import annotations
 
-import lzma
 import stat
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZipFile, ZipInfo
 
 from data_scripts.common import DataError
 
-READ_ERRORS = (BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, NotImplementedError)
 ENCRYPTED = 1  # bit of a zip member's flags
+MOST_MEMBERS = 50_000  # of one archive; the official ones have up to 20,300
+LARGEST_ZIP = 2**26  # bytes; its list of members is read at once
+LARGEST_PICTURE = 2**25  # bytes; ImageNet's have up to 15 MB
+LARGEST_TAR = 2**33  # bytes of all members
+NOT_ONE = "not an archive to trust; get the official one"
 
 
 def check_name(archive: Path, name: str) -> None:
     """Raise DataError if a member's name leads out of the folder that it would be unpacked into."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise DataError(f"{archive} holds {name!r}, a path that leaves its folder: not an archive to trust")
+        raise DataError(f"{archive} holds {name[:200]!r}, a path that leaves its folder: {NOT_ONE}")
+
+
+def check_size(archive: Path, name: str, size: int, limit: int) -> None:
+    """Raise DataError if a member is larger than any that is needed."""
+    if size > limit:
+        raise DataError(f"{archive} holds {name[:200]!r} of {size:,} bytes, more than the {limit:,} that it can have: {NOT_ONE}")
 
 
 @contextmanager
-def damage_named(archive: Path) -> Iterator[None]:
-    """Turn what zip, tar and their decompressors raise on damage into a DataError that names the archive."""
+def damage_named(archive: Path, member: str = "") -> Iterator[None]:
+    """Turn what zip, tar and their decompressors raise on damage, errors of every kind, into a DataError that says where."""
     try:
         yield
-    except READ_ERRORS as error:
-        raise DataError(f"{archive} is truncated or damaged ({error}); get it again") from error
+    except DataError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:  # it could not even be opened
+            raise
+        what = f"{member[:200]}: {error}" if member else error
+        raise DataError(f"{archive} is truncated or damaged ({what}); get it again") from error
 
 
 @contextmanager
 def open_zip(archive: Path) -> Iterator[ZipFile]:
-    """A zip archive with every name in it checked.
-
-    Raises DataError if the archive is damaged, also where that shows only when a member is read, or not to be trusted.
-    """
-    with damage_named(archive), ZipFile(archive) as opened:
+    """A zip archive with every entry of its list checked. Raises DataError if it is damaged or not to be trusted."""
+    check_size(archive.parent, archive.name, archive.stat().st_size, LARGEST_ZIP)
+    with damage_named(archive):
+        opened = ZipFile(archive)
+    with opened:
+        check_count(archive, len(opened.infolist()))
+        names = set()
         for member in opened.infolist():
-            check_name(archive, member.filename)
-            if stat.S_ISLNK(member.external_attr >> 16) or member.flag_bits & ENCRYPTED:
-                raise DataError(f"{archive} holds {member.filename!r}, a link or encrypted: not an archive to trust")
+            name = member.filename
+            check_name(archive, name)
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR) or member.flag_bits & ENCRYPTED:
+                raise DataError(f"{archive} holds {name[:200]!r}, a link or device, or encrypted: {NOT_ONE}")
+            if name in names:
+                raise DataError(f"{archive} holds {name[:200]!r} twice: {NOT_ONE}")
+            names.add(name)
         yield opened
+
+
+def check_count(archive: Path, count: int) -> None:
+    """Raise DataError if an archive has more members than any that is needed."""
+    if count > MOST_MEMBERS:
+        raise DataError(f"{archive} holds more than {MOST_MEMBERS:,} files: {NOT_ONE}")
+
+
+def read_member(opened: ZipFile, member: ZipInfo, limit: int) -> bytes:
+    """A member's bytes. Raises DataError before any of them is read if they are more than `limit`, or if they are damaged."""
+    archive = Path(str(opened.filename))
+    check_size(archive, member.filename, member.file_size, limit)
+    with damage_named(archive, member.filename):
+        return opened.read(member)
 
 
 def find_member(opened: ZipFile, *basenames: str) -> ZipInfo:
     """The one member with one of these file names, in whatever folder. Raises DataError unless there is exactly one."""
     found = [member for member in opened.infolist() if PurePosixPath(member.filename).name in basenames]
     if len(found) != 1:
-        held = ", ".join(member.filename for member in found or opened.infolist()[:8]) or "nothing"
+        held = ", ".join(member.filename[:200] for member in (found or opened.infolist())[:8]) or "nothing"
         raise DataError(f"{opened.filename} must hold exactly one {' or '.join(basenames)}; it holds {held}")
     return found[0]
 
 
-def stream_tar(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of a tar archive, compressed or not, as (name, bytes), in one pass.
+def stream_tar(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """The wanted files of a tar archive, compressed or not, as (name, bytes), in one pass; others are passed over unread.
 
-    Raises DataError if the archive is damaged or holds links, devices or paths out of its folder.
+    Raises DataError if the archive is damaged or holds links, devices, paths out of its folder, or more or larger files than it can
+    have.
     """
-    with damage_named(archive), tarfile.open(archive, "r|*") as opened:
+
+    class Entry(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Entry:
+            """Every header comes by here, also those that extend the next one, before what they announce is read."""
+            entry = super().frombuf(buf, encoding, errors)
+            check_size(archive, entry.name, entry.size, LARGEST_PICTURE)
+            return entry
+
+    count = total = 0
+    with damage_named(archive), tarfile.open(archive, "r|*", tarinfo=Entry) as opened:
         for member in opened:
+            opened.members = []  # which it keeps, of all
+            count, total = count + 1, total + member.size
+            check_count(archive, count)
+            check_size(archive, member.name, member.size, LARGEST_PICTURE)
+            check_size(archive, member.name, total, LARGEST_TAR)
             check_name(archive, member.name)
             if member.isdir():
                 continue
-            if not member.isreg():
-                raise DataError(f"{archive} holds {member.name!r}, a link or device: not an archive to trust")
-            yield member.name, opened.extractfile(member).read()
+            if not member.isreg() or member.issparse():
+                raise DataError(f"{archive} holds {member.name[:200]!r}, a link or device: {NOT_ONE}")
+            if wanted(member.name):
+                yield member.name, opened.extractfile(member).read()

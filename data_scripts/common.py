@@ -16,7 +16,6 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -74,16 +73,16 @@ class DataSet:
     build: Callable[[Sequence[Source], Path, Mapping[str, int]], dict]
 
 
-def _locations() -> ModuleType:
-    """The module ``amaml_core.locations`` without the package around it, which would import torch."""
-    path = Path(__file__).resolve().parents[1] / "amaml_core" / "locations.py"
-    spec = importlib.util.spec_from_file_location("amaml_core_locations", path)
+def _of_the_package(name: str) -> ModuleType:
+    """A module of ``amaml_core`` that needs nothing else, without the package around it, which would import torch."""
+    path = Path(__file__).resolve().parents[1] / "amaml_core" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"amaml_core_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-locations = _locations()
+locations, strict = _of_the_package("locations"), _of_the_package("strict")
 
 
 def data_folder() -> Path:
@@ -112,13 +111,16 @@ def describe(counts: Mapping[str, int]) -> str:
 def defect(dataset: DataSet, folder: Path) -> str | None:
     """Why `folder` is not the whole, prepared data set, in a few words; None if it is. Hashes nothing."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = strict.parse((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
         return "not prepared"
     except (OSError, ValueError) as error:
         return f"its manifest.json cannot be read: {error}"
     if not isinstance(manifest, dict) or manifest.get("name") != dataset.name or manifest.get("format") != FORMAT:
         return "its manifest.json is of another data set or format"
+    written = manifest.pop("digest", None)  # manifests of before there were digests have none
+    if written not in (None, strict.digest(manifest)):
+        return "its manifest.json is damaged: its digest is not that of its content"
     if manifest.get("counts") != dict(dataset.counts):
         return f"its counts are {manifest.get('counts')}, not {dict(dataset.counts)}"
     return array_defect(dataset, folder)
@@ -129,11 +131,11 @@ def array_defect(dataset: DataSet, folder: Path) -> str | None:
     for filename, expected in dataset.layout(dataset.counts).items():
         try:
             if filename.endswith(".npy"):
-                found: Any = signature(np.load(folder / filename, mmap_mode="r", allow_pickle=False))
+                found: Any = signature(np.lib.format.open_memmap(folder / filename, mode="r"))
             else:
-                with np.load(folder / filename, allow_pickle=False) as arrays:
+                with np.lib.npyio.NpzFile(folder / filename, allow_pickle=False) as arrays:
                     found = {name: signature(arrays[name]) for name in arrays.files}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
+        except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
             return f"{filename} cannot be read: {error}"
         if found != expected:
             return f"{filename} holds {found}, not {expected}"
@@ -194,7 +196,7 @@ def prepare(dataset: DataSet) -> bool:
 
 
 def write_manifest(dataset: DataSet, sources: Sequence[Source], further: dict, folder: Path) -> None:
-    """Write ``manifest.json``: what the arrays are, what they were made from, and when."""
+    """Write ``manifest.json``: what the arrays are, what they were made from, and when; with the digests that readers check."""
     manifest = {
         "name": dataset.name,
         "format": FORMAT,
@@ -206,7 +208,9 @@ def write_manifest(dataset: DataSet, sources: Sequence[Source], further: dict, f
         "official": all(source.official for source in sources),
         "prepared": date.today().isoformat(),
         **further,
+        "files": {filename: strict.file_digest(folder / filename) for filename in dataset.layout(dataset.counts)},
     }
+    manifest["digest"] = strict.digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

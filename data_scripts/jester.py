@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts import ratings
-from data_scripts.archives import find_member, open_zip
+from data_scripts.archives import find_member, open_zip, read_member
 from data_scripts.common import DataError, DataSet, Source, command
 from data_scripts.fetch import Archive, obtain_all
 
 MISSING = 99.0
 LOWEST, HIGHEST = -10.0, 10.0
+CELL_BYTES = 32  # the most that a cell may have, on average
 
 # Berkeley publishes no checksum. This one is of the file that the Internet Archive captured from both addresses; its
 # copy is the last resort, since the official host is often away.
@@ -70,7 +71,7 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int]) ->
     width = counts["items"] + 1
     with open_zip(source.path) as archive:
         found = find_member(archive, "jester-data-1.xls", "jester-data-1.csv")
-        data = archive.read(found)
+        data = read_member(archive, found, 2**16 + CELL_BYTES * width * counts["users"])
     name = f"{source.path}, {found.filename}"
     if found.filename.endswith(".csv"):
         table = ratings.parse_table(data, name, ",", widths=(width,))

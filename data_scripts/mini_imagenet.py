@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_scripts.archives import stream_tar
+from data_scripts.archives import LARGEST_PICTURE, check_size, stream_tar
 from data_scripts.common import DataError, DataSet, Layout, Source, Unreachable, archive_folder, command, mirror_folder
 from data_scripts.fetch import Archive, digests, mirror_checksums, take
+from data_scripts.pictures import open_picture
 
 FOLDER = "mini-imagenet"
 SPLITS = ("train", "val", "test")
 PARTS = ("train_a", "train_b", "val", "test")
 SIDE = 84
+MOST_PIXELS = 2**26  # of a picture; the largest of ImageNet has 61 million
+LARGEST_TABLE = 2**24  # bytes; the CSV of the 38,400 training images has 1.3 MB
 
 # SHA-256 of each split's class names, sorted and joined by blanks: the split of Ravi and Larochelle (2017), no other.
 CLASS_DIGESTS = {
@@ -76,6 +78,7 @@ def obtain() -> list[Source]:
 def read_split(table: Path) -> dict[str, list[str]]:
     """{class: its file names}, both sorted, from a ``filename,label`` CSV. Raises DataError naming a malformed line."""
     classes: dict[str, set[str]] = {}
+    check_size(table.parent, table.name, table.stat().st_size, LARGEST_TABLE)
     lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0] != "filename,label":
         raise DataError(f"{table} line 1 is not 'filename,label': {lines[:1]}")
@@ -123,19 +126,16 @@ def stream_images(sources: Sequence[Source], slots: Slots) -> Iterator[tuple[str
                 path = source.path / name
                 if not path.is_file():
                     raise DataError(f"{path} is missing")
+                check_size(source.path, name, path.stat().st_size, LARGEST_PICTURE)
                 yield str(source.path), name, path.read_bytes()
         else:
-            for member, data in stream_tar(source.path):
-                if (name := PurePosixPath(member).name) in slots:
-                    yield str(source.path), name, data
+            for member, data in stream_tar(source.path, lambda member: PurePosixPath(member).name in slots):
+                yield str(source.path), PurePosixPath(member).name, data
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, bool]:
     """A JPEG as uint8 (84, 84, 3), and whether it had to be resized. Raises DataError."""
-    try:
-        picture = Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name} is not a readable JPEG ({error})") from error
+    picture = open_picture(data, name, "JPEG", "RGB", modes=("L", "RGB", "CMYK"), pixels=MOST_PIXELS)
     resized = picture.size != (SIDE, SIDE)
     if resized:
         picture = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)

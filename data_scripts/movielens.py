@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_scripts.archives import find_member, open_zip
+from data_scripts.archives import find_member, open_zip, read_member
 from data_scripts.common import Source
 from data_scripts.ratings import parse_table, require_rows, save_ratings
 
+LINE_BYTES = 64  # the most that a line may have, on average
 LICENCE = (
     "GroupLens terms: research use, with acknowledgement (Harper and Konstan 2015, doi 10.1145/2827872);"
     " no redistribution and no commercial use without permission"
@@ -33,7 +34,7 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int], *,
     (source,) = sources
     with open_zip(source.path) as archive:
         found = find_member(archive, member)
-        data = archive.read(found)
+        data = read_member(archive, found, 4096 + LINE_BYTES * counts["ratings"])
     name = f"{source.path}, {found.filename}"
     table = parse_table(data, name, separator, widths=(3, 4))
     user, item, rating = table[:, 0], table[:, 1], table[:, 2]

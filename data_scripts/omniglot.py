@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,12 +12,14 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data_scripts.archives import open_zip
+from data_scripts.archives import open_zip, read_member
 from data_scripts.common import DataError, DataSet, Layout, Source, command
 from data_scripts.fetch import Archive, obtain_all
+from data_scripts.pictures import open_picture
 
 SPLITS = ("background", "evaluation")
 SIDE, SMALL_SIDE = 105, 28
+DRAWING_BYTES = 2**16  # the most that a drawing may have
 
 HOST = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 ARCHIVES = (
@@ -43,9 +44,9 @@ def list_characters(archive: ZipFile, split: str, drawers: int) -> dict[tuple[st
     for name in sorted(archive.namelist()):
         if not name.endswith(".png"):
             continue
-        match = re.fullmatch(rf"images_{split}/([^/]+)/([^/]+)/\d+_(\d+)\.png", name)
+        match = re.fullmatch(rf"images_{split}/([^/]+)/([^/]+)/[0-9]+_([0-9]{{1,3}})\.png", name)
         if not match:
-            raise DataError(f"{archive.filename} holds {name}, not images_{split}/ALPHABET/CHARACTER/ID_DRAWER.png")
+            raise DataError(f"{archive.filename} holds {name[:200]}, not images_{split}/ALPHABET/CHARACTER/ID_DRAWER.png")
         drawings = found.setdefault((match[1], match[2]), {})
         if int(match[3]) in drawings:
             raise DataError(f"{archive.filename} holds two drawings by the drawer of {name}")
@@ -59,10 +60,7 @@ def list_characters(archive: ZipFile, split: str, drawers: int) -> dict[tuple[st
 
 def shrink(data: bytes, name: str) -> np.ndarray:
     """A 105 x 105 drawing as uint8 (28, 28), ink 255 on paper 0, with grey edges. Raises DataError."""
-    try:
-        drawing = Image.open(io.BytesIO(data), formats=["PNG"]).convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name} is not a readable PNG ({error})") from error
+    drawing = open_picture(data, name, "PNG", "L", modes=("1", "L"), pixels=SIDE * SIDE)
     if drawing.size != (SIDE, SIDE):
         raise DataError(f"{name} is {drawing.width} x {drawing.height} pixels, not {SIDE} x {SIDE}")
     # Pillow widens the filter when it scales down, so that every pixel of a thin stroke counts.
@@ -91,7 +89,9 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int]) ->
                     raise DataError(f"{source.path} holds {len(characters)} characters, not {counts[split]}")
                 for (alphabet, character), names in characters.items():
                     for drawer, name in enumerate(names):
-                        images[len(classes), drawer] = shrink(archive.read(name), f"{source.path}, {name}")
+                        images[len(classes), drawer] = shrink(
+                            read_member(archive, archive.getinfo(name), DRAWING_BYTES), f"{source.path}, {name}"
+                        )
                     classes.append({"alphabet": alphabet, "character": character, "split": split})
                     progress.update(len(names))
     np.save(folder / "images.npy", images, allow_pickle=False)

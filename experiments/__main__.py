@@ -3,16 +3,19 @@
 On a Dask cluster: ``--scheduler tcp://HOST:PORT``, with workers that were started in the same checkout.
 
 Cells that have a record are not run again. So on a checkout with all records this does nothing, and an interrupted run goes on.
+An evaluation whose records are damaged is left out, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from .common.cells import Cell, durations, missing, run_cells
-from .common.records import RESULTS
+from .common.records import RESULTS, read
 
 EVALUATIONS = ("synthetic", "recipe", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
 
@@ -41,18 +44,34 @@ def main(argv: list[str] | None = None) -> None:
     chosen = [c for c in cells(arguments.profile, arguments.seed) if all(w in c.name for w in arguments.only.split())]
     if not chosen:
         parser.error(f"no cell's name contains {arguments.only!r}; --list shows them")
+    damaged = damaged_records({cell.evaluation for cell in chosen}, arguments.out)
+    for error in damaged.values():
+        print(error, file=sys.stderr)
+    chosen = [cell for cell in chosen if cell.evaluation not in damaged]
     without = missing(chosen, arguments.out)
     todo = chosen if arguments.force else without
     if arguments.list:
         names = {cell.name for cell in without}
         print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
-        return
-    print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
-    if todo:
-        each = durations(arguments.out, todo)
-        minutes = sum(each[c.evaluation, c.kind] for c in todo) / 60
-        print(f"about {minutes:.0f} core minutes to go")
-        run_cells(todo, arguments.out, arguments.jobs, arguments.threads, arguments.scheduler)
+    else:
+        print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
+        if todo:
+            each = durations(arguments.out, todo)
+            print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")
+            run_cells(todo, arguments.out, arguments.jobs, arguments.threads, arguments.scheduler)
+    if damaged:
+        sys.exit(1)
+
+
+def damaged_records(evaluations: Iterable[str], folder: Path) -> dict[str, ValueError]:
+    """The evaluations whose records cannot be read, and what is wrong with them."""
+    found = {}
+    for evaluation in sorted(evaluations) if folder.is_dir() else ():
+        try:
+            read(evaluation, folder)
+        except ValueError as error:
+            found[evaluation] = error
+    return found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ import errno
 import hashlib
 import io
 import json
+import lzma
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -15,20 +18,23 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from data_scripts import __main__ as everything
-from data_scripts import common, download, jester, mini_imagenet, movielens_1m, movielens_100k, omniglot, ratings
+from data_scripts import archives, common, download, jester, mini_imagenet, movielens_1m, movielens_100k, omniglot, ratings
 from data_scripts.common import DataError, DataSet, Unreachable, command, prepare
 from data_scripts.fetch import Archive, obtain_all
 
@@ -124,6 +130,23 @@ def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert("1").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def picture(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def headed_png(width: int, height: int) -> bytes:
+    """A PNG that says to be of a size, and holds next to nothing."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(10**6))),
+        (b"IEND", b""),
+    )
+    parts = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def paper() -> np.ndarray:
@@ -408,6 +431,159 @@ def test_a_link_in_a_zip_is_refused(mirror: Path) -> None:
         prepare(ML_100K)
 
 
+@pytest.mark.parametrize(
+    "kind", [0o020000, 0o060000, 0o010000, 0o140000], ids=["character device", "block device", "pipe", "socket"]
+)
+def test_a_device_in_a_zip_is_refused(mirror: Path, kind: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        device = zipfile.ZipInfo("ml-100k/u.data")
+        device.external_attr = (kind | 0o666) << 16
+        archive.writestr(device, lines_100k())
+    put(mirror, "movielens/ml-100k.zip", buffer.getvalue())
+    with pytest.raises(DataError, match=r"u\.data', a link or device"):
+        prepare(ML_100K)
+
+
+def zipped_twice(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        for _ in range(2):
+            archive.writestr(name, lines_100k())
+    return buffer.getvalue()
+
+
+def refused_in(megabytes: float, dataset: DataSet, message: str) -> None:
+    """Preparing is refused, and takes no more than so much memory at any time."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=message):
+            prepare(dataset)
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+    assert nothing_half_made()
+
+
+def test_a_file_twice_or_encrypted_or_of_an_unknown_compression_or_with_a_name_that_is_no_text_is_refused(mirror: Path) -> None:
+    whole = zipped({"ml-100k/ü.data": b"", "ml-100k/u.data": lines_100k()})
+    encrypted, method, name = bytearray(whole), bytearray(whole), whole.replace("ü".encode(), b"\xff\xff")
+    for entry in re.finditer(b"PK\1\2", whole):
+        encrypted[entry.start() + 8] |= 1
+        method[entry.start() + 10] = 99
+    for data, message in (
+        (zipped_twice("ml-100k/u.data"), r"u\.data' twice"),
+        (bytes(encrypted), "or encrypted"),
+        (bytes(method), "is truncated or damaged"),
+        (name, "is truncated or damaged"),
+        (b"", "is truncated or damaged"),
+        (b"no archive", "is truncated or damaged"),
+    ):
+        put(mirror, "movielens/ml-100k.zip", data)
+        refused_in(10, ML_100K, message)
+
+
+def test_more_than_a_table_can_have_is_refused_unread(mirror: Path) -> None:
+    bomb = zipped({"ml-100k/u.data": b"1\t1\t1\n" * 2**23})
+    assert len(bomb) < 200_000
+    put(mirror, "movielens/ml-100k.zip", bomb)
+    refused_in(10, ML_100K, r"'ml-100k/u\.data' of 50,331,648 bytes, more than the 4,480 that it can have")
+    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.csv": b"0," * 2**24}))
+    refused_in(10, JESTER, r"'jester-data-1\.csv' of 33,554,432 bytes, more than")
+    put_omniglot(mirror, {**{name: png(pixels) for name, pixels in drawings().items()}, GREEK: bytes(2**25)})
+    refused_in(10, OMNIGLOT, r"0003_02\.png' of 33,554,432 bytes, more than")
+
+
+def test_a_size_that_is_not_the_files_is_found_out(mirror: Path) -> None:
+    bomb = bytearray(zipped({"ml-100k/u.data": b"1\t1\t1\n" * 2**23}))
+    for mark, place in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        start = bomb.index(mark) + place
+        bomb[start : start + 4] = struct.pack("<I", 4000)
+    put(mirror, "movielens/ml-100k.zip", bytes(bomb))
+    refused_in(10, ML_100K, r"is truncated or damaged \(ml-100k/u\.data: ")
+
+
+def test_more_files_than_an_archive_can_have_are_refused(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 50)
+    put(mirror, "movielens/ml-100k.zip", zipped({f"{i}": b"" for i in range(51)}))
+    refused_in(10, ML_100K, r"ml-100k\.zip holds more than 50 files")
+    put_mini(mirror, jpegs())
+    put(mirror, "mini-imagenet/images_val.tar.xz", tarred({f"images/{i}": b"" for i in range(51)}))
+    refused_in(30, mini(), r"images_val\.tar\.xz holds more than 50 files")
+    put_mini(mirror, jpegs())
+    monkeypatch.setattr(archives, "LARGEST_ZIP", 100)
+    put_100k(mirror)
+    refused_in(10, ML_100K, r"'ml-100k\.zip' of \d+ bytes, more than the 100")
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_are_refused_within_bounded_memory(mirror: Path) -> None:
+    put(mirror, "movielens/ml-100k.zip", zipped({f"ml-100k/{i}": b"" for i in range(10**5)}))
+    refused_in(200, ML_100K, "holds more than 50,000 files")
+    put_mini(mirror, jpegs())
+    put(mirror, "mini-imagenet/images_val.tar.xz", tarred({f"images/{i}": b"" for i in range(10**5)}))
+    refused_in(40, mini(), "holds more than 50,000 files")
+
+
+HUGE = 6 * 10**9
+
+
+class Zeros(io.RawIOBase):
+    """So many bytes of nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(self.left, len(buffer))
+        buffer[:size] = bytes(size)
+        self.left -= size
+        return size
+
+
+def tar_with(kind: bytes, size: int, held: int) -> bytes:
+    """A tar with one entry that says to be of a size, and holds so many bytes."""
+    buffer = io.BytesIO()
+    entry = tarfile.TarInfo("images/README")
+    entry.type, entry.size = kind, size
+    with lzma.open(buffer, "wb", preset=0) as stream:
+        stream.write(entry.tobuf(tarfile.GNU_FORMAT))
+        shutil.copyfileobj(Zeros(held), stream)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, b"?"],
+    ids=["unneeded file", "extended header", "long name", "sparse", "unknown"],
+)
+def test_a_larger_file_than_a_tar_can_have_is_refused_unread(mirror: Path, kind: bytes) -> None:
+    put_mini(mirror, jpegs())
+    put(mirror, "mini-imagenet/images_val.tar.xz", tar_with(kind, HUGE, 10**8))
+    refused_in(40, mini(), r"'images/README' of 6,000,000,000 bytes, more than")
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE, tarfile.GNUTYPE_SPARSE])
+def test_a_device_in_a_tar_is_refused(mirror: Path, kind: bytes) -> None:
+    put_mini(mirror, jpegs())
+    put(mirror, "mini-imagenet/images_val.tar.xz", tar_with(kind, 0, 2048))
+    with pytest.raises(DataError, match=r"images/README', a link or device"):
+        prepare(mini())
+
+
+def test_endless_extensions_of_a_header_are_damage(mirror: Path) -> None:
+    put_mini(mirror, jpegs())
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 2
+    chain = (entry.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 5000
+    put(mirror, "mini-imagenet/images_val.tar.xz", lzma.compress(chain, preset=0))
+    with pytest.raises(DataError, match=r"images_val\.tar\.xz is truncated or damaged"):
+        prepare(mini())
+
+
 @pytest.mark.parametrize("name", ["../../n0000000300000000.jpg", "/n0000000300000000.jpg"])
 def test_a_tar_member_outside_its_folder_is_refused(mirror: Path, name: str) -> None:
     put_mini(mirror, jpegs())
@@ -537,6 +713,12 @@ GREEK = "images_background/Greek/character01/0003_02.png"
             r"not images_background/ALPHABET/CHARACTER/ID_DRAWER\.png",
         ),
         ("images_background/Greek/character01/9_1.png", png(paper()), "two drawings by the drawer of"),
+        (f"images_background/Greek/character01/9_{'1' * 5000}.png", png(paper()), r"not images_background/ALPHABET/"),
+        (GREEK, picture(np.zeros((105, 105, 3), np.uint8)), r"0003_02\.png is not a readable PNG \(its mode is RGB, not 1 or L\)"),
+        (GREEK, picture(np.zeros((105, 105), np.uint16)), r"0003_02\.png is not a readable PNG \(its mode is I;16, not 1 or L\)"),
+        (GREEK, picture(paper(), "JPEG"), r"0003_02\.png is not a readable PNG"),
+        (GREEK, headed_png(60_000, 60_000), r"0003_02\.png is not a readable PNG \(.*60000 x 60000|decompression bomb"),
+        (GREEK, headed_png(12_000, 12_000), r"0003_02\.png is not a readable PNG \(12000 x 12000 pixels are more than 11,025\)"),
         ("images_background/Greek/character02/0006_01.png", png(paper()), "must have drawers 1 to 2"),
     ],
 )
@@ -579,6 +761,33 @@ def test_a_truncated_image_is_named(mirror: Path) -> None:
     put_mini(mirror, images)
     with pytest.raises(DataError, match=r"n0000000300000001\.jpg is not a readable JPEG"):
         prepare(mini())
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["tar archives", "plain folder"])
+def test_a_picture_of_another_kind_or_of_too_many_pixels_is_refused_undecoded(mirror: Path, folder: bool) -> None:
+    name = "n0000000300000001.jpg"
+    jpeg = bytearray(jpegs()[name])
+    start = jpeg.index(b"\xff\xc0")  # the frame: length, precision, height, width
+    jpeg[start + 5 : start + 9] = struct.pack(">HH", 13_000, 13_000)
+    for data, message in (
+        (bytes(jpeg), r"\(13000 x 13000 pixels are more than 67,108,864\)"),
+        (picture(np.zeros((84, 84, 3), np.uint8), "PNG"), "is not a readable JPEG"),
+        (picture(np.zeros((84, 84, 3), np.uint8), "GIF"), "is not a readable JPEG"),
+    ):
+        put_mini(mirror, {**jpegs(), name: data}, folder)
+        refused_in(40, mini(), rf"{name} is not a readable JPEG .*{message}|{name} {message}")
+
+
+def test_a_file_too_large_for_a_picture_or_a_table_is_refused_unread(mirror: Path) -> None:
+    put_mini(mirror, jpegs(), folder=True)
+    with open(mirror / "mini-imagenet/images/n0000000300000001.jpg", "ab") as file:
+        file.truncate(HUGE)
+    refused_in(40, mini(), r"n0000000300000001\.jpg' of 6,000,000,000 bytes, more than")
+    (mirror / "mini-imagenet/images/n0000000300000001.jpg").write_bytes(b"")
+    table = mirror / "mini-imagenet/val.csv"
+    table.write_bytes(table.read_bytes().ljust(2**24 + 1, b"\n"))
+    sign(mirror)
+    refused_in(40, mini(), r"'val\.csv' of 16,777,217 bytes, more than")
 
 
 def test_an_image_in_two_archives_is_noticed(mirror: Path) -> None:

@@ -1,6 +1,8 @@
 """Prepared data are checked as they are read; stand-ins announce themselves and have the same layout."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from amaml_core import datasets
 from amaml_core.datasets import data_root, load_images, load_ratings
 from amaml_core.stand_ins import _distinct_glyphs, glyph_images, low_rank_ratings
+from amaml_core.strict import digest, file_digest
 
 
 def prepare_ratings(folder: Path, **changes) -> Path:
@@ -34,6 +37,114 @@ def prepare_omniglot(folder: Path, images: np.ndarray | None = None) -> Path:
     np.save(folder / "omniglot" / "images.npy", images)
     (folder / "omniglot" / "manifest.json").write_text(json.dumps({"name": "omniglot", "classes": classes}))
     return folder
+
+
+def sign(folder: Path) -> None:
+    """Complete a manifest by the digests that `make data` writes."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = {file.name: file_digest(file) for file in folder.glob("*.np?")}
+    path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
+
+
+def npz(compression: int = zipfile.ZIP_STORED, **arrays) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=True)
+            file.writestr(f"{name}.npy", content.getvalue())
+    return buffer.getvalue()
+
+
+def npy(array) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=True)
+    return content.getvalue()
+
+
+def altered(whole: bytes, mark: bytes, offset: int, value: int) -> bytes:
+    place = whole.index(mark) + offset
+    return whole[:place] + bytes([value]) + whole[place + 1 :]
+
+
+ZEROS = np.zeros(4, np.int32)
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "text": lambda whole: b"no array at all\n" * 9,
+    "cut off": lambda whole: whole[: len(whole) // 2],
+    "last byte": lambda whole: whole[:-1],
+    "another": lambda whole: npz(user=ZEROS),
+    "objects": lambda whole: npz(user=ZEROS, item=ZEROS, rating=np.array([{}, [], (), 0], object)),
+    "object array": lambda whole: npy(np.array([{}], object)),
+    "other dtype": lambda whole: npy(np.zeros((3, 20, 28, 28), np.float32)),
+    "no dimension": lambda whole: npy(np.uint8(0)),
+    "columns of Fortran": lambda whole: npy(np.asfortranarray(np.zeros((3, 20, 28, 28), np.uint8))),
+    "bomb": lambda whole: npz(zipfile.ZIP_DEFLATED, user=ZEROS, item=ZEROS, rating=np.zeros(10**7, np.float32)),
+    "encrypted": lambda whole: altered(whole, b"PK\1\2", 8, 1),
+    "other method": lambda whole: altered(whole, b"PK\1\2", 10, 99),
+    "no such member": lambda whole: whole.replace(b"item.npy", b"item.npz"),
+}
+PLACES = [("ml-100k", damage) for damage in DAMAGE] + [("omniglot", damage) for damage in [*DAMAGE][:-3]]
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["before digests", "signed"])
+@pytest.mark.parametrize(("name", "damage"), PLACES)
+def test_every_damage_of_an_array_is_one_kind_of_error_with_path_and_remedy(tmp_path, name, damage, signed):
+    load, prepare, file = {
+        "ml-100k": (load_ratings, prepare_ratings, "ratings.npz"),
+        "omniglot": (lambda name, root: load_images(name, root=root), prepare_omniglot, "images.npy"),
+    }[name]
+    path = prepare(tmp_path) / name / file
+    if signed:
+        sign(path.parent)
+    load(name, tmp_path)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(ValueError) as caught:
+        load(name, tmp_path)
+    message = str(caught.value)
+    assert str(path) in message and "run `make data`" in message and "pickled data" not in message  # NumPy's advice to allow it
+    assert ("digest" in message) == signed
+
+
+def test_what_only_a_digest_can_tell_is_refused_and_data_of_before_there_were_any_are_read(tmp_path):
+    path = prepare_omniglot(tmp_path) / "omniglot" / "images.npy"
+    assert load_images("omniglot", root=tmp_path).images.sum() == 0
+    sign(path.parent)
+    load_images("omniglot", root=tmp_path)
+    flipped = bytearray(path.read_bytes())
+    flipped[-9] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="images.npy: it is damaged: its digest is not that of its manifest"):
+        load_images("omniglot", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "", lambda text: text[:-1], lambda text: "[" * 10**5, lambda text: "[]", lambda text: "3",
+        lambda text: text.replace('"character": "1"', '"character": "2"'), lambda text: text.replace('"0"', "NaN"),
+        lambda text: text.replace('"digest"', '"name": "omniglot", "digest"'),
+        lambda text: text.replace("images.npy", "images.npz"),
+        lambda text: '{"name": "omniglot", "classes": 3}', lambda text: '{"name": "omniglot", "classes": [3]}',
+        lambda text: '{"name": "omniglot"}', lambda text: '{"name": "omniglot", "classes": []}',
+        lambda text: text.replace('"A"', '"\x00"'), lambda text: text.replace('"A"', '"\udcff"'),
+    ],
+)  # fmt: skip
+def test_every_damage_of_a_manifest_is_the_same_kind_of_error(tmp_path, damage):
+    path = prepare_omniglot(tmp_path) / "omniglot" / "manifest.json"
+    sign(path.parent)
+    damaged = damage(path.read_text())
+    path.write_bytes(damaged.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="run `make data`") as caught:
+        load_images("omniglot", root=tmp_path)
+    assert str(path.parent) in str(caught.value)
+
+
+@pytest.mark.parametrize("counts", [None, 3, {}, {"users": 3, "items": 4}, {"users": 3, "items": 4, "ratings": "4"}])
+def test_counts_that_are_none_are_refused(tmp_path, counts):
+    with pytest.raises(ValueError, match="manifest.json: its counts are"):
+        load_ratings("ml-100k", prepare_ratings(tmp_path, counts=counts))
 
 
 def test_a_checked_cell_cannot_tell_whether_a_stand_in_was_used(tmp_path, capsys):

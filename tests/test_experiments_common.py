@@ -85,6 +85,51 @@ def test_damaged_records_are_refused_with_their_line(tmp_path):
         records.read("some", tmp_path / "none")
 
 
+WRONG = {
+    "a byte that is no text": lambda line: line.replace(b"seed", b"se\xffd"),
+    "text": lambda line: b"no record",
+    "nothing": lambda line: b"",
+    "a list": lambda line: b"[]",
+    "deep": lambda line: b"[" * 10**5,
+    "deep within": lambda line: line.replace(b'"settings": {', b'"settings": {"x": ' + b"[" * 10**5 + b"]" * 10**5 + b", "),
+    "NaN": lambda line: line.replace(b"2.5", b"NaN"),
+    "beyond all": lambda line: line.replace(b"2.5", b"1e999"),
+    "a key twice": lambda line: line.replace(b'"seed"', b'"rows": 2, "seed"'),
+    "another digit": lambda line: line.replace(b"2.5", b"2.6"),
+    "another digest": lambda line: line.replace(b'"digest": "', b'"digest": "0'),
+    "another cell": lambda line: line.replace(b'"seed": 0', b'"seed": 1'),
+}
+OLDER = [  # what lines without a digest may say
+    {"columns": {"value": {"values": 3, "each": 1}}}, {"columns": {"value": {"values": [], "each": 1}}},
+    {"columns": {"value": {"values": [1], "each": 0}}}, {"columns": {"value": {"values": [1], "each": "1"}}},
+    {"columns": {"value": 1}, "rows": 10**12}, {"rows": -2, "diverged": "so"}, {"columns": {}, "rows": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, *map(str, range(len(OLDER)))])
+def test_every_damage_of_a_record_is_one_kind_of_error_and_loses_nothing(tmp_path, wrong):
+    file = records.write(new_record("a", {"x": 1}, 0, table(value=[1.0, 2.5]), 1.0), "some", tmp_path)
+    whole = file.read_bytes()
+    older = {name: value for name, value in json.loads(whole).items() if name != "digest"}
+    line = WRONG[wrong](whole[:-1]) if wrong in WRONG else json.dumps(older | OLDER[int(wrong)]).encode()
+    file.write_bytes(whole + line + b"\n")
+    with pytest.raises(ValueError) as caught:
+        records.read("some", tmp_path)
+    assert str(caught.value).startswith(f"{file}, line 2, is not a record: ") and records.REMEDY in str(caught.value)
+    records.write(new_record("a", {"x": 1}, 5, table(value=[7.0, 8.0]), 1.0), "some", tmp_path)  # hours of work, say
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    assert (first, second) == (whole, line + b"\n")
+    file.write_bytes(first + third)
+    assert [record.seed for record in records.read("some", tmp_path)] == [0, 5]
+
+
+def test_a_record_of_before_there_were_digests_is_read(tmp_path):
+    file = records.write(new_record("a", {"x": 1}, 0, table(value=[1.0, 2.5]), 1.0), "some", tmp_path)
+    (with_one,) = records.read("some", tmp_path)
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "digest"}) + "\n")
+    assert records.read("some", tmp_path) == [with_one]
+
+
 def test_an_infinite_number_is_no_result():
     with pytest.raises(ValueError, match="infinite"):
         new_record("a", {}, 0, table(value=[1.0, float("inf")]), 1.0)
@@ -168,6 +213,20 @@ def test_the_command_line_lists_cells_and_refuses_words_that_fit_none(tmp_path, 
     assert len(listed) == 3 and all(line.startswith("     efficiency-bytes-size=full-methods=long") for line in listed)
     with pytest.raises(SystemExit):
         runner.main(["--only", "no such cell"])
+
+
+def test_an_evaluation_with_damaged_records_is_left_out_and_the_others_go_on(fake, tmp_path, monkeypatch, capsys):
+    cells = [Cell("fake", "a", {}, 0), Cell("other", "a", {}, 0)]
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: cells)
+    (tmp_path / "other.jsonl").write_bytes(b"\xff\n")
+    for arguments in ([], ["--list"]):
+        with pytest.raises(SystemExit) as caught:
+            runner.main(["--out", str(tmp_path), *arguments])
+        assert caught.value.code == 1
+        assert f"{tmp_path / 'other.jsonl'}, line 1, is not a record" in capsys.readouterr().err
+    assert [record.seed for record in records.read("fake", tmp_path)] == [0]
+    runner.main(["--out", str(tmp_path), "--only", "fake"])
+    assert (tmp_path / "other.jsonl").read_bytes() == b"\xff\n"
 
 
 def test_all_cells_have_names_of_their_own_and_every_name_makes_a_file():

@@ -2,12 +2,14 @@
 
 A line is appended at once and whole, so an interrupted run loses no earlier record; a last line that was cut off is not read, and
 is taken away by the next writer. A column whose values are all the same is written once; of one that repeats itself, as keys do,
-what is repeated.
+what is repeated. Each line has a digest of its content, so that a damaged one is not taken for a result; lines of before there were
+digests have none.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -23,10 +25,13 @@ import numpy as np
 import pandas as pd
 
 from amaml_core.records import commit, machine, versions, write_beside
+from amaml_core.strict import digest, parse
 
+REMEDY = "get the file back with git, or take the line out and let `make full` run its cell again"
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "full"
 DIGITS = 10  # significant digits of a recorded number
+MOST_ROWS = 10**7  # of one record
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,13 @@ class Record:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"entry {name!r} of a record must not be {value!r}")
-        if (self.rows > 0) == (self.diverged is not None):
-            raise ValueError("a record has rows, or says how the cell diverged")
+        if not 0 <= self.rows <= MOST_ROWS or (self.rows > 0) == (self.diverged is not None):
+            raise ValueError(f"a record has rows, at most {MOST_ROWS}, or says how the cell diverged")
         if lengths := {len(v) for v in self.columns.values() if isinstance(v, list)} - {self.rows}:
             raise ValueError(f"a record of {self.rows} rows has columns of {sorted(lengths)}")
         for pattern in (v for v in self.columns.values() if isinstance(v, dict)):
-            if set(pattern) != {"values", "each"} or self.rows % (len(pattern["values"]) * pattern["each"]):
-                raise ValueError(f"a record of {self.rows} rows has a column of the pattern {pattern}")
+            if not _is_pattern(pattern, self.rows):
+                raise ValueError(f"a record of {self.rows} rows has a column of the pattern {pattern!r:.200}")
         if twice := {*self.settings, "seed", "machine"} & set(self.columns):
             raise ValueError(f"a record has {sorted(twice)} both as settings and as columns: rename one of each pair")
         if self.duration < 0:
@@ -86,6 +91,12 @@ class Record:
     def table(self) -> pd.DataFrame:
         """Its rows. A column of numbers of which some are missing has NaN there."""
         return pd.DataFrame({name: _column(values, self.rows) for name, values in self.columns.items()}, range(self.rows))
+
+
+def _is_pattern(content: dict, rows: int) -> bool:
+    values, each = content.get("values"), content.get("each")
+    whole = content.keys() == {"values", "each"} and isinstance(values, list) and type(each) is int
+    return whole and len(values) * each > 0 and rows % (len(values) * each) == 0
 
 
 def key(kind: str, settings: Mapping, seed: int) -> tuple:
@@ -166,34 +177,51 @@ def read(evaluation: str, folder: Path = RESULTS) -> list[Record]:
 
 @lru_cache(maxsize=32)
 def _read(file: Path, changed: int, size: int) -> tuple[Record, ...]:
-    known, found = {entry.name for entry in fields(Record)}, []
-    for number, line in enumerate(file.read_text().splitlines(keepends=True), 1):
-        if not line.endswith("\n"):  # a writer was cut off
+    found = []
+    for number, line in enumerate(_lines(file), 1):
+        if not line.endswith(b"\n"):  # a writer was cut off
             continue
         try:
-            content = json.loads(line)
-            if not isinstance(content, dict) or set(content) != known:
-                raise ValueError(f"its entries are not {sorted(known)}")
-            found.append(Record(**content))
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}, is not a record: {error}") from error
-    return tuple(sorted(found, key=lambda r: (r.kind, json.dumps(r.settings), r.seed)))
+            record = _record(line)
+            found.append((record.kind, json.dumps(record.settings), record.seed, number, record))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number}, is not a record: {error}; {REMEDY}") from None
+    return tuple(record for *_, record in sorted(found))
+
+
+def _lines(file: Path) -> list[bytes]:
+    """With their ends; JSON leaves no other line feed in them."""
+    return io.BytesIO(file.read_bytes()).readlines()
+
+
+def _record(line: bytes) -> Record:
+    """A line's record. Raises ValueError: it holds none, or another one than was written."""
+    content, known = parse(line), {entry.name for entry in fields(Record)}
+    if not isinstance(content, dict) or set(content) - {"digest"} != known:
+        raise ValueError(f"its entries are not {sorted(known)}")
+    if content.pop("digest", None) not in (None, digest(content)):
+        raise ValueError("it is damaged: its digest is not that of its content")
+    return Record(**content)
 
 
 def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
-    """Append a record to its evaluation's file, or put it in the place of the one of the same cell."""
-    file, line = path(evaluation, folder), json.dumps(asdict(record), allow_nan=False) + "\n"
+    """Append a record to its evaluation's file, or put it in the place of the one of the same cell.
+
+    A line that is no record stays as it is, for :func:`read` to complain of: what has just been computed is not lost for it.
+    """
+    file, content = path(evaluation, folder), parse(json.dumps(asdict(record), allow_nan=False))
+    line = json.dumps(content | {"digest": digest(content)}).encode() + b"\n"
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        whole = [old for old in lines if old.endswith("\n")]
+        lines = _lines(file) if file.exists() else []
+        whole = [old for old in lines if old.endswith(b"\n")]
         stands = [_key_of(old) == record.key for old in whole]
         if any(stands) or len(whole) < len(lines):
             kept = [line if same else old for old, same in zip(whole, stands, strict=True)] + [line] * (not any(stands))
-            write_beside(file, "".join(kept).encode())
+            write_beside(file, b"".join(kept))
         else:
             with open(file, "ab") as end:
-                end.write(line.encode())
+                end.write(line)
                 end.flush()
                 os.fsync(end.fileno())
     return file
@@ -210,9 +238,12 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _key_of(line: str) -> tuple:
-    content = json.loads(line)
-    return key(content["kind"], content["settings"], content["seed"])
+def _key_of(line: bytes) -> tuple | None:
+    """The cell of a line's record; ``None`` if it is none."""
+    try:
+        return _record(line).key
+    except (ValueError, RecursionError):
+        return None
 
 
 def rows(evaluation: str, kind: str, folder: Path = RESULTS, **wanted: object) -> pd.DataFrame:
