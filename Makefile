@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all test-browser bench full data data-images images-gpu html notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all test-browser test-faults bench full data data-images images-gpu html notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -80,6 +80,10 @@ test-all: $(READY)  ## the slow tests too, and the committed notebooks run again
 test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
 	$(SUBMAKE) rendered
 	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser
+
+test-faults: $(READY)  ## kill long work at random moments, and read damaged files; the counts go into results/faults.json (20 minutes)
+	@$(PY) tests/faults/kills.py --record results/faults.json
+	@$(PY) tests/faults/fuzz.py --record results/faults.json
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts

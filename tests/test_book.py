@@ -70,6 +70,16 @@ def test_contents_list_every_chapter_and_every_page_once():
     assert sorted(toc_pages()) == sorted(pages)
 
 
+def test_the_page_of_promises_names_tests_that_exist_and_nothing_was_lost():
+    text = (ROOT / "book" / "promises.md").read_text()
+    named = {name for name in re.findall(r"`((?:faults/|test_)[\w./]+)`", text)}
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / "tests" / (name if name.endswith(".py") else f"{name}.py")).is_file()] == []
+    counts = json.loads(book.FAULTS.read_text())
+    assert {name.split()[0] for name in counts} == {"kill", "fuzz"} and all(c["tried"] > 0 == c["lost"] for c in counts.values())
+    assert book.counts().count("\n") == len(counts) + 1
+
+
 def test_no_notebook_without_a_source():
     assert sorted(path.stem for path in (ROOT / "book").glob("*.ipynb")) == notebooks.names()
 

@@ -23,12 +23,15 @@ from nbformat import NotebookNode
 
 from amaml_core.datasets import RATINGS, data_root
 
+from .icons import trim
 from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
 from .repository import building, with_buttons, with_setup
 
 BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
 STATUS = "<!-- the runs: tools/book.py writes them here when the book is rendered -->"
+COUNTS = "<!-- the counts: tools/book.py writes them here when the book is rendered -->"
+FAULTS = ROOT / "results" / "faults.json"
 DATA = {**RATINGS, "omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
 
 
@@ -49,6 +52,7 @@ def render(profile: str | None) -> None:
         program = Path(sys.executable).with_name("jupyter-book")
         command = [program, "build", work / "tree", "--path-output", work, "-W", "-n", "--keep-going", "-q"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # names the folder of the work
+        trim(work / "_build" / "html")
         for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
             stamp.unlink()
         if INDEX.parent.exists():
@@ -79,8 +83,9 @@ def copy_tree(tree: Path, profile: str | None) -> None:
             nbformat.write(with_setup(rendered[name], address), tree / "book" / f"{name}.ipynb")
         else:
             shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
-    page = tree / "book" / "status.md"
-    page.write_text(page.read_text(encoding="utf-8").replace(STATUS, status(rendered)), encoding="utf-8")
+    for page, place, text in (("status", STATUS, status(rendered)), ("promises", COUNTS, counts())):
+        path = tree / "book" / f"{page}.md"
+        path.write_text(path.read_text(encoding="utf-8").replace(place, text), encoding="utf-8")
     for file in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / file, tree / file)
     if address:
@@ -110,6 +115,15 @@ def status(notebooks: dict[str, NotebookNode]) -> str:
     if total:
         lines += ["", f"The runs that are recorded took {total / 60:.0f} minutes in all."]
     return "\n".join([*lines, "", *(f"{letter}\n: {place}\n" for place, letter in places.items())])
+
+
+def counts() -> str:
+    """What was tried by the scripts of ``tests/faults`` and what was lost, as Markdown."""
+    lines = ["| fault | tried | lost | date | commit |", "|---|---|---|---|---|"]
+    for fault, found in json.loads(FAULTS.read_text(encoding="utf-8")).items():
+        date = found["date"].replace("-", "\N{NON-BREAKING HYPHEN}")
+        lines.append(f"| {fault} | {found['tried']:,} | {found['lost']:,} | {date} | `{found['commit'][:8]}` |")
+    return "\n".join(lines)
 
 
 def data_report() -> str:
