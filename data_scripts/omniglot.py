@@ -89,7 +89,9 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int]) ->
                     raise DataError(f"{source.path} holds {len(characters)} characters, not {counts[split]}")
                 for (alphabet, character), names in characters.items():
                     for drawer, name in enumerate(names):
-                        images[len(classes), drawer] = shrink(read_member(archive, archive.getinfo(name), DRAWING_BYTES), f"{source.path}, {name}")
+                        images[len(classes), drawer] = shrink(
+                            read_member(archive, archive.getinfo(name), DRAWING_BYTES), f"{source.path}, {name}"
+                        )
                     classes.append({"alphabet": alphabet, "character": character, "split": split})
                     progress.update(len(names))
     np.save(folder / "images.npy", images, allow_pickle=False)

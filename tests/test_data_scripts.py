@@ -140,7 +140,11 @@ def picture(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 def headed_png(width: int, height: int) -> bytes:
     """A PNG that says to be of a size, and holds next to nothing."""
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b""))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(10**6))),
+        (b"IEND", b""),
+    )
     parts = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -427,7 +431,9 @@ def test_a_link_in_a_zip_is_refused(mirror: Path) -> None:
         prepare(ML_100K)
 
 
-@pytest.mark.parametrize("kind", [0o020000, 0o060000, 0o010000, 0o140000], ids=["character device", "block device", "pipe", "socket"])
+@pytest.mark.parametrize(
+    "kind", [0o020000, 0o060000, 0o010000, 0o140000], ids=["character device", "block device", "pipe", "socket"]
+)
 def test_a_device_in_a_zip_is_refused(mirror: Path, kind: int) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -468,7 +474,7 @@ def test_a_file_twice_or_encrypted_or_of_an_unknown_compression_or_with_a_name_t
     for data, message in (
         (zipped_twice("ml-100k/u.data"), r"u\.data' twice"),
         (bytes(encrypted), "or encrypted"),
-        (bytes(method), "is truncated or damaged"),
+        (bytes(method), r"u\.data', compressed by method 99"),
         (name, "is truncated or damaged"),
         (b"", "is truncated or damaged"),
         (b"no archive", "is truncated or damaged"),
