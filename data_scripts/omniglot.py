@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_scripts.archives import open_zip, read_member
-from data_scripts.pictures import open_picture
 from data_scripts.common import DataError, DataSet, Layout, Source, command
 from data_scripts.fetch import Archive, obtain_all
+from data_scripts.pictures import open_picture
 
 SPLITS = ("background", "evaluation")
 SIDE, SMALL_SIDE = 105, 28
