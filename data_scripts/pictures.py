@@ -27,6 +27,7 @@ def open_picture(data: bytes, name: str, kind: str, mode: str, *, modes: Collect
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the smaller limit
+            Image.open(io.BytesIO(data), formats=[kind]).verify()  # a PNG's checksums, which decoding skips
             picture = Image.open(io.BytesIO(data), formats=[kind])
         if picture.width * picture.height > pixels:
             raise ValueError(f"{picture.width} x {picture.height} pixels are more than {pixels:,}")

@@ -10,6 +10,8 @@ import numpy as np
 
 from data_scripts.common import DataError, Layout
 
+NUMBERS = set("0123456789+-.eE ")  # what they are written with
+
 
 def layout(counts: Mapping[str, int]) -> Layout:
     """``ratings.npz``: user and item (0-based) and rating, one entry per rating, sorted by (user, item)."""
@@ -32,7 +34,7 @@ def parse_table(data: bytes, name: str, separator: str, widths: Collection[int])
     if not text:
         raise DataError(f"{name} is empty")
     problem = "its lines are not a table of numbers"
-    if separator == "\t" or "\t" not in text:
+    if not set(text) - {*NUMBERS, *separator, "\r", "\n"}:  # NumPy passes over some control characters
         try:
             # NumPy takes separators of one character only.
             table = np.loadtxt(io.StringIO(text.replace(separator, "\t")), delimiter="\t", comments=None, ndmin=2)
@@ -55,7 +57,7 @@ def raise_for_line(text: str, name: str, separator: str, widths: Collection[int]
             raise DataError(f"{name} line {number} has {len(fields)} fields, not {expected}: {line[:80]!r}")
         for field in fields:
             try:
-                finite = "_" not in field and np.isfinite(float(field))
+                finite = set(field) <= NUMBERS and np.isfinite(float(field))
             except ValueError:
                 finite = False
             if not finite:

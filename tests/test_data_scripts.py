@@ -149,6 +149,12 @@ def headed_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def flipped(data: bytes) -> bytes:
+    """With a bit of the pixels changed: decoders need not notice."""
+    place = data.index(b"IDAT") + 200
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
 def paper() -> np.ndarray:
     return np.full((105, 105), 255, np.uint8)
 
@@ -474,7 +480,7 @@ def test_a_file_twice_or_encrypted_or_of_an_unknown_compression_or_with_a_name_t
     for data, message in (
         (zipped_twice("ml-100k/u.data"), r"u\.data' twice"),
         (bytes(encrypted), "or encrypted"),
-        (bytes(method), "is truncated or damaged"),
+        (bytes(method), r"u\.data', compressed by method 99"),
         (name, "is truncated or damaged"),
         (b"", "is truncated or damaged"),
         (b"no archive", "is truncated or damaged"),
@@ -716,6 +722,7 @@ GREEK = "images_background/Greek/character01/0003_02.png"
         (f"images_background/Greek/character01/9_{'1' * 5000}.png", png(paper()), r"not images_background/ALPHABET/"),
         (GREEK, picture(np.zeros((105, 105, 3), np.uint8)), r"0003_02\.png is not a readable PNG \(its mode is RGB, not 1 or L\)"),
         (GREEK, picture(np.zeros((105, 105), np.uint16)), r"0003_02\.png is not a readable PNG \(its mode is I;16, not 1 or L\)"),
+        (GREEK, flipped(png(drawings()[GREEK])), r"0003_02\.png is not a readable PNG"),
         (GREEK, picture(paper(), "JPEG"), r"0003_02\.png is not a readable PNG"),
         (GREEK, headed_png(60_000, 60_000), r"0003_02\.png is not a readable PNG \(.*60000 x 60000|decompression bomb"),
         (GREEK, headed_png(12_000, 12_000), r"0003_02\.png is not a readable PNG \(12000 x 12000 pixels are more than 11,025\)"),

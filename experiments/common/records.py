@@ -177,12 +177,15 @@ def read(evaluation: str, folder: Path = RESULTS) -> list[Record]:
 
 @lru_cache(maxsize=32)
 def _read(file: Path, changed: int, size: int) -> tuple[Record, ...]:
-    found = []
+    found: list[tuple] = []
+    lines: dict[tuple, int] = {}  # of each cell
     for number, line in enumerate(_lines(file), 1):
         if not line.endswith(b"\n"):  # a writer was cut off
             continue
         try:
             record = _record(line)
+            if (first := lines.setdefault(record.key, number)) != number:
+                raise ValueError(f"line {first} is one of the same cell")
             found.append((record.kind, json.dumps(record.settings), record.seed, number, record))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}, is not a record: {error}; {REMEDY}") from None
@@ -210,7 +213,7 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
     A line that is no record stays as it is, for :func:`read` to complain of: what has just been computed is not lost for it.
     """
     file, content = path(evaluation, folder), parse(json.dumps(asdict(record), allow_nan=False))
-    line = json.dumps(content | {"digest": digest(content)}).encode() + b"\n"
+    line = json.dumps({"digest": digest(content)} | content).encode() + b"\n"  # a word that loses its end runs into no digest
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         lines = _lines(file) if file.exists() else []
