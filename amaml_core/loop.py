@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from . import checkpoints
 from .identity import describe
 from .outer import OuterLoop
 from .problem import Problem
+from .ranks import Ranks
 from .tasks import Ragged
 from .validation import Best
 
@@ -80,6 +83,13 @@ def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings:
     return describe(settings | functions | outer.description()) | describe(sampler, "sampler")
 
 
+def description(problem: Problem, tasks: Ragged, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
+    """What all ranks of a run must have been given alike, wherever their devices are: settings, start, buffers and first tasks."""
+    given = {"tasks": tasks, "buffers": dict(problem.model.named_buffers())}
+    found = describe(settings | outer.description() | given)
+    return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
+
+
 def try_sampler(sampler: Callable[[torch.Generator], Ragged], generator: torch.Generator, identity: dict[str, str]) -> Ragged:
     """One draw, to see that nothing but the generator moves on.
 
@@ -126,20 +136,27 @@ class Run:
         self._mark = self.generator.get_state()  # that belongs to the rows
         self._updating = False
 
-    def load(self, meta_steps: int) -> None:
-        """Go on from the file, if there is one.
+    @property
+    def token(self) -> int:
+        """Where the generator is, as a small number."""
+        return zlib.crc32(self.generator.get_state().numpy())
+
+    def load(self, meta_steps: int, ranks: Ranks) -> None:
+        """Go on from the file, if there is one: all ranks from that of rank 0.
 
         Raises:
             ValueError: it belongs to another run, or is beyond ``meta_steps``.
         """
-        if self.path is None or not self.path.exists():
+        state: dict[str, Any] = {}
+        if self.path is not None and self.path.exists():
+            state = checkpoints.load(self.path, self.identity)
+            if len(state["rows"]) > meta_steps:
+                raise ValueError(
+                    f"{self.path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
+                    "delete it or choose another file"
+                )
+        if not (state := ranks.share(state)):
             return
-        state = checkpoints.load(self.path, self.identity)
-        if len(state["rows"]) > meta_steps:
-            raise ValueError(
-                f"{self.path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
-                "delete it or choose another file"
-            )
         self.rows = [dict(zip(state["columns"], row, strict=True)) for row in state["rows"].tolist()]
         self.outer.restore(state["outer"])
         self.best.restore(state["best"])
