@@ -156,7 +156,9 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
     return replace(each, gradient=gradient, phi_gradient=of_phi[0] if of_phi else None)
 
 
-def of_each(method: Method, problem: Problem, theta: Tensor, batches: list[tuple[Tasks, list[int]]], phi: Tensor | None) -> MetaGradient:
+def of_each(
+    method: Method, problem: Problem, theta: Tensor, batches: list[tuple[Tasks, list[int]]], phi: Tensor | None
+) -> MetaGradient:
     """A meta-gradient before its mean is taken: ``gradient (B, P)`` and ``phi_gradient (B, M)`` have a row for each task."""
     with detached(problem.tf32), problem.guarded():
         theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())

@@ -1,7 +1,7 @@
 """Processes that share a training run under torch.distributed: who takes which tasks, sums over all, and errors that reach all.
 
-Every exchange begins with a word from each rank on whether it is well. So an error on one of them is raised on all, and nobody waits
-for what will not come. These words go over a Gloo group of their own, which notices at once that a process has died.
+Every exchange begins with a word from each rank on whether it is well. So an error on one is raised on all, and nobody waits for
+what will not come. These words go over a Gloo group of their own, which notices at once that a process has died.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Ranks:
             return
         mine = description()
         if found := differences(self.share(mine), mine):
-            lines = "\n  ".join(line.replace(" there, ", " on rank 0, ").removesuffix(" here") for line in found[:20])
-            raise ValueError(f"rank {self.rank} was given another run than rank 0:\n  {lines} on rank {self.rank}")
+            lines = "\n  ".join(found[:20])
+            raise ValueError(f"rank {self.rank} (here) was given another run than rank 0 (there):\n  {lines}")
         self.agree()
 
     def agree(self) -> None:
@@ -105,15 +105,14 @@ class Ranks:
                 then()
         except RuntimeError as error:
             raise RuntimeError(
-                f"rank {self.rank} of {self.size} has lost touch with the others: one has ended without a word, or does not answer "
-                f"({str(error).splitlines()[0]})"
+                f"rank {self.rank} of {self.size} has lost touch with the others: one has ended without a word, or does not answer"
             ) from error
         if word:
             return
         for rank, said in enumerate(words):
             if said:
                 kind, _, text = said.partition(": ")
-                raise KINDS.get(kind, RuntimeError)(f"rank {rank} of {self.size}: {text if kind in KINDS else said}")
+                raise KINDS.get(kind, RuntimeError)(f"rank {rank} of {self.size}: {text if kind in KINDS and text else said}")
         self._in_touch = True
         if not alike:
             raise ValueError("the sampler has drawn otherwise on one rank than on another: let it draw alike on all of them")

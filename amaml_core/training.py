@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ class FitResult:
     best_step: int | None = None
 
 
+class NotSaved(OSError):
+    """Training has ended, and the checkpoint could not be written: the error's ``result`` is what fit would have returned.
+
+    >>> try:
+    ...     raise NotSaved(OSError(28, "No space left on device", "theta.safetensors"), None)
+    ... except OSError as error:
+    ...     print(error)
+    [Errno 28] No space left on device; the result of the training is this error's `result`: 'theta.safetensors'
+    """
+
+    def __init__(self, cause: OSError, result: FitResult | None) -> None:
+        super().__init__(cause.errno, f"{cause.strerror}; the result of the training is this error's `result`", cause.filename)
+        self.result = result
+
+
 def fit(
     method: Method,
     problem: Problem,
@@ -83,14 +99,14 @@ def fit(
 ) -> FitResult:
     """Meta-train the initialisation. Frozen parameters (``requires_grad=False``) keep their values to the bit.
 
-    **In several processes.** A program that was started by ``torchrun``, or that has initialised ``torch.distributed``, calls fit in
-    all its processes with the same arguments. They are the ranks of one run. Each draws the whole meta-batch and solves its part of
-    the tasks, the gradients are summed over all ranks, and each returns the same result: that of one process up to rounding, for any
-    number of ranks. (An adaptive solver chooses its steps for the tasks of a rank together, as for those of a chunk.) Rank 0 alone
-    reads and writes the checkpoint, calls the callbacks and shows the progress; a run may go on from its checkpoint with another
-    number of ranks. An error on one rank is raised on all. So is the death of a rank, at once, and the silence of one after ten
-    minutes. Model, theta and tasks of a rank live on its own device, ``cuda:LOCAL_RANK`` for example; there NCCL adds the gradients
-    up. If there is no process group, fit starts that of ``torchrun``, and it stays until the process ends.
+    **In several processes.** A program that was started by ``torchrun``, or that has initialised ``torch.distributed``, calls fit
+    in all its processes with the same arguments. They are the ranks of one run: each draws the whole meta-batch and solves its part
+    of the tasks, the gradients are summed over all ranks, and each returns the same result. It is that of one process, up to
+    rounding. (An adaptive solver, though, chooses its steps for the tasks of a rank together, as for those of a chunk.) Rank 0
+    alone reads and writes the checkpoint, from which any number of ranks may go on, calls the callbacks and shows the progress. An
+    error on one rank is raised on all. So is the death of a rank, at once, and the silence of one, after ten minutes. Model, theta
+    and tasks of a rank live on its own device, such as ``cuda:LOCAL_RANK``; NCCL adds up what is on GPUs. Where there is no process
+    group yet, fit starts that of ``torchrun``, which then stays until the process ends.
 
     Args:
         method: gives the meta-gradient; see :func:`amaml_core.meta_gradient`.
@@ -101,9 +117,10 @@ def fit(
             Adam with learning rate 1e-3 by default. The list is ``[theta, phi]`` where phi is given, followed by what is learned
             of the method: ``lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:], "lr": 0.01}])`` gives theta and the
             others different rates. It is tried out on a copy first.
-        checkpoint: a safetensors file that is written every half minute, at an interrupt and at the end. If it exists, training
-            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler,
-            validation or seed is refused, with what differs.
+        checkpoint: a safetensors file that is written every half minute, at an interrupt (Ctrl-C or SIGTERM) and at the end. If it
+            exists, training goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss,
+            optimiser, sampler, validation or seed is refused, with what differs, and so is one that another run is using. Where it
+            cannot be written, as on a full disk, training warns, goes on and tries again. A run that has ended only reads it.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -132,7 +149,8 @@ def fit(
         DivergenceError: loss, adapted parameters or gradient are not finite.
         TypeError: an argument of another kind, or the optimiser cannot step on one gradient, or optimiser or scheduler have a
             state that a checkpoint cannot hold.
-        OSError: the checkpoint cannot be written, which is tried first.
+        OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`NotSaved`, with what
+            was trained, if it could not be written at the end.
         ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold,
             the method cannot learn what it should, arguments that cannot work or do not go together, or ranks that were given
             different runs.
@@ -166,15 +184,14 @@ def fit(
             tasks = try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
             checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
         run = Run(outer, Best(watched), seed, path, identity)
-        run.load(meta_steps, ranks)
-        run.save()  # a file that cannot be written is better known now
-
         measure = lambda: watched.measure(outer.method(method), problem, outer, ranks)  # noqa: E731
-        saved_at, stopped, last, first = time.monotonic(), False, None, len(run.rows) + 1
         hidden = True if ranks.rank or not progress else None  # None: shown on a terminal
-        bar = tqdm(total=meta_steps, initial=len(run.rows), desc=type(method).__name__, disable=hidden)
-        try:
-            while len(run.rows) < meta_steps and not stopped and not run.best.in_vain:
+        with (
+            run.opened(meta_steps, ranks),
+            tqdm(total=meta_steps, initial=len(run.rows), desc=type(method).__name__, disable=hidden) as bar,
+        ):
+            stopped, last, first = False, None, len(run.rows) + 1
+            while not run.over(meta_steps) and not stopped:
                 began, lr, number = time.monotonic(), outer.lr, len(run.rows) + 1
                 tasks = sampler(run.generator)
                 if number == first:
@@ -193,20 +210,18 @@ def fit(
                     theta, phi = outer.theta.clone(), None if outer.phi is None else outer.phi.clone()
                     step = MetaStep(number, theta, phi, row["query_loss"], row["gradient_norm"], value, lr, seconds)
                     stopped = tell(callbacks, step)
-                if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                    run.save()
-                    saved_at = time.monotonic()
+                run.save(every=SAVE_EVERY_SECONDS)
                 stopped = ranks.any(stopped)
-        finally:
-            bar.close()
-            run.save()
         if watched and not watched.turn(len(run.rows)):  # after the last save
             run.rows[-1]["validation"] = measure() if last is None else last
             run.best.take(len(run.rows), run.rows[-1]["validation"], outer.copies())
         best, end = run.best, outer.copies()
         theta, phi, found = outer.unpack(best.parameters if best.step else end, method)
         last_theta, last_phi, last_method = outer.unpack(end, method)
-        return FitResult(theta, run.history(), found, last_theta, last_method, phi, last_phi, best.step)
+        result = FitResult(theta, run.history(), found, last_theta, last_method, phi, last_phi, best.step)
+        if run.unsaved is not None:
+            raise NotSaved(run.unsaved, result)
+        return result
 
 
 def _estimate(
@@ -214,18 +229,26 @@ def _estimate(
 ) -> tuple[list[Tensor], dict[str, float]]:
     """The mean gradients (n,) of all that is trained, from one meta-batch of all ranks, and the meta step's row of the history."""
     theta, phi, sizes = outer.theta, outer.phi, [p.numel() for p in outer.parameters] + [1]
-    try:
+    summed = torch.zeros(1 + sum(sizes), dtype=torch.promote_types(theta.dtype, torch.float32), device=theta.device)
+    with _naming(f"meta step {number} of {type(method).__name__}"):
         batches = checked(method, problem, theta, tasks, phi)
         if ranks.size > 1:
             mine = ranks.part(tasks)
             batches = batches_of(mine) if mine else []
-        summed = torch.zeros(1 + sum(sizes), dtype=torch.promote_types(theta.dtype, torch.float32), device=theta.device)
         if batches:
             each = of_each(method, problem, theta, batches, phi)
             summed = total(each, [*outer.gradients(each), each.query_loss[:, None]]).to(summed)
-        *gradients, query_loss = mean(ranks.sum(summed, token)).split(sizes)
-    except DivergenceError as error:
-        raise DivergenceError(f"meta step {number} of {type(method).__name__}: {error}") from error
-    gradients = [gradient.to(theta) for gradient in gradients]
+    summed = ranks.sum(summed, token)
+    with _naming(f"meta step {number} of {type(method).__name__}"):
+        *means, query_loss = mean(summed).split(sizes)
+    gradients = [gradient.to(theta) for gradient in means]
     learned = {} if outer.learned is None else outer.learned.number  # what the step is taken with
     return gradients, {"query_loss": query_loss.item(), "gradient_norm": outer.norm(gradients), **learned}
+
+
+@contextmanager
+def _naming(step: str) -> Iterator[None]:
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"{step}: {error}") from error

@@ -7,12 +7,10 @@ what is repeated.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -22,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amaml_core.records import commit, machine, versions, write_beside
+from amaml_core.records import alone, commit, machine, versions, write_beside
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "full"
@@ -184,7 +182,7 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
     """Append a record to its evaluation's file, or put it in the place of the one of the same cell."""
     file, line = path(evaluation, folder), json.dumps(asdict(record), allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(file):
         lines = file.read_text().splitlines(keepends=True) if file.exists() else []
         whole = [old for old in lines if old.endswith("\n")]
         stands = [_key_of(old) == record.key for old in whole]
@@ -197,17 +195,6 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
                 end.flush()
                 os.fsync(end.fileno())
     return file
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Writers wait for each other."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _key_of(line: str) -> tuple:
