@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .meta import Diagnostics, Method
+from .meta import Method
 
 
 class Learned:
@@ -39,10 +39,10 @@ class Learned:
         """The present value for the history, if it is one number."""
         return {self.name: self.logarithm.exp().item()} if self.logarithm.ndim == 0 else {}
 
-    def take(self, stats: Diagnostics) -> None:
-        """Take the gradient from a meta-gradient's diagnostics."""
+    def take(self, gradient: Tensor) -> None:
+        """Take the gradient with respect to the entry, of any shape."""
         value = self.logarithm.detach().exp()
-        self.logarithm.grad = value * stats[self.gradient].mean(0).to(value)  # d/d(log x) = x d/dx
+        self.logarithm.grad = value * gradient.to(value).view_as(value)  # d/d(log x) = x d/dx
 
 
 def methods(method: Any, learned: Learned | None, multi_step: int) -> Callable[[int], Method]:

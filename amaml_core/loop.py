@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +25,8 @@ from . import checkpoints
 from .identity import describe
 from .outer import OuterLoop
 from .problem import Problem
+from .ranks import Ranks
+from .records import alone
 from .tasks import Ragged
 from .validation import Best
 
@@ -80,6 +89,13 @@ def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings:
     return describe(settings | functions | outer.description()) | describe(sampler, "sampler")
 
 
+def description(problem: Problem, tasks: Ragged, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
+    """What all ranks of a run must have been given alike, wherever their devices are: settings, start, buffers and first tasks."""
+    given = {"tasks": tasks, "buffers": dict(problem.model.named_buffers())}
+    found = describe(settings | outer.description() | given)
+    return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
+
+
 def try_sampler(sampler: Callable[[torch.Generator], Ragged], generator: torch.Generator, identity: dict[str, str]) -> Ragged:
     """One draw, to see that nothing but the generator moves on.
 
@@ -110,6 +126,23 @@ def tell(callbacks: Sequence[Callback], step: MetaStep) -> bool:
     return stopped
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises SystemExit, unless the program has its own way with it or this is not the main thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Run:
     """All that the next meta steps depend on, and the file that holds it.
 
@@ -123,35 +156,93 @@ class Run:
         self.outer, self.best, self.path, self.identity = outer, best, path, identity
         self.rows: list[dict[str, float]] = []
         self.generator = torch.Generator().manual_seed(seed)
+        self.unsaved: OSError | None = None  # why the last save failed
+        self._saved_at, self._saved = time.monotonic(), -1  # when, and how many meta steps
         self._mark = self.generator.get_state()  # that belongs to the rows
         self._updating = False
 
-    def load(self, meta_steps: int) -> None:
-        """Go on from the file, if there is one.
+    def over(self, meta_steps: int) -> bool:
+        """Whether there is nothing left to do."""
+        return len(self.rows) >= meta_steps or self.best.in_vain
+
+    @contextmanager
+    def opened(self, meta_steps: int, ranks: Ranks) -> Iterator[None]:
+        """Within it the run goes on from its file, which nobody else may use; it is saved at the end, however that comes.
+
+        Raises:
+            OSError: another run uses the file, or it cannot be written; one that is over is not.
+            ValueError: as :meth:`load`.
+        """
+        self.load(meta_steps, ranks)
+        with ExitStack() as stack:
+            if self.path is not None and not self.over(meta_steps):
+                stack.enter_context(alone(self.path, wait=False))
+                stack.enter_context(ended_by_sigterm())
+            if not self.over(meta_steps):
+                self.load(meta_steps, ranks)  # another run may have ended in between
+                self._write()  # what cannot be written is better known now
+            try:
+                try:
+                    yield
+                finally:
+                    self.save()
+            except (KeyboardInterrupt, SystemExit) as stop:
+                if self.path is not None:
+                    note = f"{self.path} holds {self._saved} meta steps: call fit with the same arguments to go on"
+                    stop.add_note(note)
+                    if isinstance(stop, SystemExit):  # which Python shows without its notes
+                        print(note, file=sys.stderr)
+                raise
+
+    @property
+    def token(self) -> int:
+        """Where the generator is, as a small number."""
+        return zlib.crc32(self.generator.get_state().numpy())
+
+    def load(self, meta_steps: int, ranks: Ranks) -> None:
+        """Go on from the file, if there is one: all ranks from that of rank 0.
 
         Raises:
             ValueError: it belongs to another run, or is beyond ``meta_steps``.
         """
-        if self.path is None or not self.path.exists():
+        state: dict[str, Any] = {}
+        if self.path is not None and self.path.exists():
+            state = checkpoints.load(self.path, self.identity)
+            if len(state["rows"]) > meta_steps:
+                raise ValueError(
+                    f"{self.path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
+                    "delete it or choose another file"
+                )
+        if not (state := ranks.share(state)):
             return
-        state = checkpoints.load(self.path, self.identity)
-        if len(state["rows"]) > meta_steps:
-            raise ValueError(
-                f"{self.path} is {len(state['rows'])} meta steps on, beyond meta_steps={meta_steps}; "
-                "delete it or choose another file"
-            )
         self.rows = [dict(zip(state["columns"], row, strict=True)) for row in state["rows"].tolist()]
+        self._saved = len(self.rows)
         self.outer.restore(state["outer"])
         self.best.restore(state["best"])
         self._mark = state["generator"]
         self.generator.set_state(self._mark)
 
-    def save(self) -> None:
-        """Write the file, unless an update was broken off: then the one that is there stands."""
-        if self.path is not None and not self._updating:
+    def save(self, every: float = 0.0) -> None:
+        """Write the file if it is ``every`` seconds old and there is more to write. A failure is a warning: there is a next time.
+
+        If an update was broken off, the file that is there stands.
+        """
+        due = len(self.rows) > self._saved and time.monotonic() - self._saved_at >= every
+        if self.path is None or self._updating or not due:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            self.unsaved, self._saved_at = error, time.monotonic()
+            remedy = "training goes on and tries again; make room, or see to the folder"
+            warnings.warn(f"the checkpoint could not be written: {error}; {remedy}", RuntimeWarning, stacklevel=3)
+
+    def _write(self) -> None:
+        if self.path is not None:
             rows = {"rows": np.array([list(row.values()) for row in self.rows]), "columns": list(self.rows[0]) if self.rows else []}
             state = {"generator": self._mark, "outer": self.outer.state(), "best": self.best.state()}
             checkpoints.save(self.path, self.identity, rows | state)
+            self.unsaved, self._saved_at, self._saved = None, time.monotonic(), len(self.rows)
 
     def take(self, row: dict[str, float], value: float | None) -> None:
         """Take a meta step into account, and its validation if there was one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -150,7 +150,16 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
     >>> torch.allclose(adjoint.gradient, unrolled.gradient, rtol=1e-12)
     True
     """
-    batches = checked(method, problem, theta, tasks, phi)
+    each = of_each(method, problem, theta, checked(method, problem, theta, tasks, phi), phi)
+    columns = [each.gradient] if each.phi_gradient is None else [each.gradient, each.phi_gradient]
+    gradient, *of_phi = mean(total(each, columns)).to(each.gradient).split([column.shape[1] for column in columns])
+    return replace(each, gradient=gradient, phi_gradient=of_phi[0] if of_phi else None)
+
+
+def of_each(
+    method: Method, problem: Problem, theta: Tensor, batches: list[tuple[Tasks, list[int]]], phi: Tensor | None
+) -> MetaGradient:
+    """A meta-gradient before its mean is taken: ``gradient (B, P)`` and ``phi_gradient (B, M)`` have a row for each task."""
     with detached(problem.tf32), problem.guarded():
         theta, phi = normal(theta.detach()), None if phi is None else normal(phi.detach())
         pieces, places = [], []
@@ -159,19 +168,48 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
             pieces += _of_chunks(method, problem, theta, batch, phi, chunk_size(problem, theta, batch, phi))
             places.append(place)
         gradients, direct, query_losses, adapted, stats = (list(parts) for parts in zip(*pieces, strict=True))
-        joined = _join(stats, places)
-        free = problem.free()
-        gradient = _mean(in_order(gradients, places), joined.diverged)  # (B, P) -> (P,)
-        estimate = MetaGradient(
-            gradient=gradient if free is None else gradient.masked_fill(~free, 0),
+        joined, free = _join(stats, places), problem.free()
+        gradient = in_order(gradients, places)  # (B, P)
+        each = MetaGradient(
+            gradient=gradient if free is None else gradient.masked_fill_(~free, 0),
             query_loss=in_order(query_losses, places),
             adapted=in_order(adapted, places),
             stats=joined,
-            phi_gradient=None if phi is None else _mean(in_order(direct, places) + joined["phi_gradient"], joined.diverged),
+            phi_gradient=None if phi is None else in_order(direct, places) + joined["phi_gradient"],  # (B, M)
         )
-    if reason := _failure(estimate, problem, theta, batches, phi):
+    if reason := _failure(each, problem, theta, batches, phi):
         raise DivergenceError(f"{reason} ({method!r})")
-    return estimate
+    return each
+
+
+def total(each: MetaGradient, columns: list[Tensor]) -> Tensor:
+    """The number of the tasks that did not diverge, and behind it the sums of all columns (B, n) over them, side by side.
+
+    All in single precision at least, and so that totals of parts of a meta-batch may be added.
+    """
+    kept, dtype = _kept(each), torch.promote_types(each.gradient.dtype, torch.float32)
+    if not kept.all():
+        columns = [column[kept] for column in columns]
+    return torch.cat([part.sum(0, dtype=dtype).flatten() for part in (kept, *columns)])  # (1 + n + ...,)
+
+
+def mean(total: Tensor) -> Tensor:
+    """The means of all columns, from their :func:`total`.
+
+    Raises:
+        DivergenceError: no task is left, or a sum has overflowed.
+    """
+    if not total[0]:
+        raise DivergenceError("the inner loop of every task diverged: the inner step size is too large for the support loss")
+    if not total.isfinite().all():
+        raise DivergenceError("the sum of the tasks' gradients is not finite although each of them is: shrink the query loss")
+    return total[1:] / total[0]
+
+
+def _kept(each: MetaGradient) -> Tensor:
+    """Which tasks (B,) did not diverge."""
+    diverged = each.stats.diverged
+    return torch.ones_like(each.query_loss, dtype=torch.bool) if diverged is None else ~diverged
 
 
 def checked(
@@ -214,15 +252,6 @@ def chunk_size(problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None
     if problem.chunk_size == 1 or not problem.batches(theta, tasks, phi):
         return 1
     return problem.chunk_size or problem.fitting.get(len(tasks)) or len(tasks)
-
-
-def _mean(gradients: Tensor, diverged: Tensor | None) -> Tensor:
-    """The mean over the tasks that did not diverge."""
-    if diverged is None or not diverged.any():
-        return gradients.mean(0)
-    if diverged.all():
-        raise DivergenceError("the inner loop of every task diverged: the inner step size is too large for the support loss")
-    return gradients[~diverged].mean(0)
 
 
 def _of_chunks(method: Method, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None, size: int) -> list[tuple]:
@@ -270,13 +299,13 @@ def _failure(
     estimate: MetaGradient, problem: Problem, theta: Tensor, batches: list[tuple[Tasks, list[int]]], phi: Tensor | None
 ) -> str | None:
     """What is not finite in an estimate, the tasks that were skipped aside, and the likely cause; ``None`` if all is finite."""
-    skipped, own = estimate.stats.diverged, estimate.phi_gradient
-    kept = torch.ones_like(estimate.query_loss, dtype=torch.bool) if skipped is None else ~skipped  # (B,)
+    kept = _kept(estimate)
     lost = [
         (~values & kept).nonzero().flatten().tolist()
         for values in (estimate.adapted.isfinite().all(1), estimate.query_loss.isfinite())
     ]
-    if not any(lost) and estimate.gradient.isfinite().all() and (own is None or own.isfinite().all()):
+    gradients = [estimate.gradient] if phi is None else [estimate.gradient, estimate.phi_gradient]
+    if not any(lost) and all([(gradient.isfinite().all(1) | ~kept).all() for gradient in gradients]):
         return None
     if lost[0]:
         what = f"the inner loop diverged for tasks {lost[0]} of the batch"

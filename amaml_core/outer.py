@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,15 +80,25 @@ class OuterLoop:
         """The learning rate of the optimiser's first group."""
         return float(self.optimizer.param_groups[0].get("lr", torch.nan))
 
-    def update(self, estimate: MetaGradient) -> None:
-        """One step along the meta-gradient, and one of the scheduler."""
-        norm = gradient_norm(estimate)
+    def gradients(self, each: MetaGradient) -> list[Tensor]:
+        """Of all that is trained, with a row (B, n) for each task."""
+        own = [] if self.learned is None else [each.stats[self.learned.gradient]]
+        parts = [each.gradient, *([] if each.phi_gradient is None else [each.phi_gradient]), *own]
+        return [part.reshape(len(part), -1) for part in parts]
+
+    def norm(self, gradients: Sequence[Tensor]) -> float:
+        """The norm of theta's and phi's gradients together; in double precision, where its square does not overflow."""
+        return torch.cat([part.double() for part in gradients[: 1 if self._phi is None else 2]]).norm().item()
+
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """One step along the mean gradients (n,) of all that is trained, and one of the scheduler."""
+        norm = self.norm(gradients)
         shrink = 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
-        self._theta.grad = estimate.gradient * shrink
-        if self._phi is not None and estimate.phi_gradient is not None:
-            self._phi.grad = estimate.phi_gradient * shrink
+        for parameter, gradient in zip((self._theta, self._phi), gradients, strict=False):
+            if parameter is not None:
+                parameter.grad = gradient * shrink
         if self.learned is not None:
-            self.learned.take(estimate.stats)
+            self.learned.take(gradients[-1])
         self.optimizer.step()
         if self.free is not None:  # some optimisers move what has no gradient: weight decay does
             self._theta.data = torch.where(self.free, self._theta.data, self.start)
@@ -142,12 +152,6 @@ class OuterLoop:
             "theta": self._theta, "phi": self._phi, "clip_norm": self.clip_norm,
             "optimizer": {"class": type(self.optimizer), "settings": groups},
         }  # fmt: skip
-
-
-def gradient_norm(estimate: MetaGradient) -> float:
-    """The norm of a meta-gradient, theta's and phi's part together; in double precision, where its square does not overflow."""
-    parts = (estimate.gradient, estimate.phi_gradient)
-    return torch.cat([part.double() for part in parts if part is not None]).norm().item()
 
 
 def _start(problem: Problem, theta: Tensor | None, phi: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import platform
 import subprocess
-import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from .locations import checkout
 
@@ -30,17 +35,80 @@ def brief(settings: Any) -> str:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file beside its target and rename it, so that an interrupt or a full disk leaves the target untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file beside its target and rename it, so that a kill, a full disk or a power cut leaves the target as it was.
+
+    What writers left that were killed on this machine is removed.
+
+    Raises:
+        OSError: it cannot be written; the error names the target.
+    """
+    mark = f".{path.name}.{platform.node()}."
+    own = path.with_name(f"{mark}{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(mark)}*.*.tmp"):
+            if not _alive(left.name.removeprefix(mark).split(".")[0]):
+                left.unlink(missing_ok=True)
+        try:
+            with open(own, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(own, path)
+        except BaseException:
+            own.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this machine may still be there."""
+    if os.name != "posix" or not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def alone(path: Path, wait: bool = True) -> Iterator[None]:
+    """Keep others who ask for the same off a file, by a lock beside it. The system takes it from a process that is killed.
+
+    Raises:
+        BlockingIOError: somebody has it, and ``wait`` is false.
+        OSError: the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            errno.EAGAIN, "another run is using this file; wait until it has ended, or choose another file", str(path)
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)  # before it is released: whoever waits for this very file sees that, and makes a new one
+        lock.release()
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from tqdm import tqdm
 from .evaluation import Metric
 from .flow import DivergenceError
 from .learned import Learned, methods
-from .loop import Callback, MetaStep, Run, check_functions, identity_of, tell, try_sampler
-from .meta import MetaGradient, Method, checked, meta_gradient
-from .outer import MakeOptimizer, MakeScheduler, OuterLoop, gradient_norm
+from .loop import Callback, MetaStep, Run, check_functions, description, identity_of, tell, try_sampler
+from .meta import Method, checked, mean, of_each, total
+from .outer import MakeOptimizer, MakeScheduler, OuterLoop
 from .problem import Problem
-from .tasks import Ragged
+from .ranks import Ranks, joined
+from .tasks import Ragged, batches_of
 from .validation import Best, Validation
 
 SAVE_EVERY_SECONDS = 30.0
@@ -56,6 +58,21 @@ class FitResult:
     best_step: int | None = None
 
 
+class NotSaved(OSError):
+    """Training has ended, and the checkpoint could not be written: the error's ``result`` is what fit would have returned.
+
+    >>> try:
+    ...     raise NotSaved(OSError(28, "No space left on device", "theta.safetensors"), None)
+    ... except OSError as error:
+    ...     print(error)
+    [Errno 28] No space left on device; the result of the training is this error's `result`: 'theta.safetensors'
+    """
+
+    def __init__(self, cause: OSError, result: FitResult | None) -> None:
+        super().__init__(cause.errno, f"{cause.strerror}; the result of the training is this error's `result`", cause.filename)
+        self.result = result
+
+
 def fit(
     method: Method,
     problem: Problem,
@@ -78,8 +95,18 @@ def fit(
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     multi_step: int = 0,
+    distributed: bool = True,
 ) -> FitResult:
     """Meta-train the initialisation. Frozen parameters (``requires_grad=False``) keep their values to the bit.
+
+    **In several processes.** A program that was started by ``torchrun``, or that has initialised ``torch.distributed``, calls fit
+    in all its processes with the same arguments. They are the ranks of one run: each draws the whole meta-batch and solves its part
+    of the tasks, the gradients are summed over all ranks, and each returns the same result. It is that of one process, up to
+    rounding. (An adaptive solver, though, chooses its steps for the tasks of a rank together, as for those of a chunk.) Rank 0
+    alone reads and writes the checkpoint, from which any number of ranks may go on, calls the callbacks and shows the progress. An
+    error on one rank is raised on all. So is the death of a rank, at once, and the silence of one, after ten minutes. Model, theta
+    and tasks of a rank live on its own device, such as ``cuda:LOCAL_RANK``; NCCL adds up what is on GPUs. Where there is no process
+    group yet, fit starts that of ``torchrun``, which then stays until the process ends.
 
     Args:
         method: gives the meta-gradient; see :func:`amaml_core.meta_gradient`.
@@ -90,9 +117,10 @@ def fit(
             Adam with learning rate 1e-3 by default. The list is ``[theta, phi]`` where phi is given, followed by what is learned
             of the method: ``lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:], "lr": 0.01}])`` gives theta and the
             others different rates. It is tried out on a copy first.
-        checkpoint: a safetensors file that is written every half minute, at an interrupt and at the end. If it exists, training
-            goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss, optimiser, sampler,
-            validation or seed is refused, with what differs.
+        checkpoint: a safetensors file that is written every half minute, at an interrupt (Ctrl-C or SIGTERM) and at the end. If it
+            exists, training goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss,
+            optimiser, sampler, validation or seed is refused, with what differs, and so is one that another run is using. Where it
+            cannot be written, as on a full disk, training warns, goes on and tries again. A run that has ended only reads it.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -114,14 +142,19 @@ def fit(
             identity of a run: training goes on from a checkpoint with others.
         multi_step: MAML++'s multi-step loss, for a method with ``query_weights``: over so many meta steps the weights of the
             query loss after each of the K inner steps go from 1/K each to (0, ..., 0, 1).
+        distributed: whether the processes of ``torch.distributed``, if there are several, share this run; otherwise each trains by
+            itself.
 
     Raises:
         DivergenceError: loss, adapted parameters or gradient are not finite.
         TypeError: an argument of another kind, or the optimiser cannot step on one gradient, or optimiser or scheduler have a
             state that a checkpoint cannot hold.
-        OSError: the checkpoint cannot be written, which is tried first.
+        OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`NotSaved`, with what
+            was trained, if it could not be written at the end.
         ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold,
-            the method cannot learn what it should, or arguments that cannot work or do not go together.
+            the method cannot learn what it should, arguments that cannot work or do not go together, or ranks that were given
+            different runs.
+        RuntimeError: another rank has failed, has ended without a word, or does not answer.
 
     >>> from amaml_core import FOMAML, Tasks
     >>> problem = Problem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
@@ -136,66 +169,86 @@ def fit(
     if meta_steps != int(meta_steps) or meta_steps < 1:
         raise ValueError(f"meta_steps must be a whole number of at least 1, not {meta_steps}")
     check_functions(callbacks, sampler=sampler, optimizer=optimizer, scheduler=scheduler)
-    watched = Validation(validation, validate_every, metric, lower_is_better, patience)
-    learned = None if learn is None else Learned(method, learn)
-    method_at = methods(method, learned, multi_step)
-    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
-    outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
-    watched.try_out(method, problem, outer)
-    path, identity = None, {}
-    if checkpoint is not None:
-        path, settings = Path(checkpoint), {"method": method, "learn": learn, "multi_step": multi_step, "scheduler": scheduler}
-        identity = identity_of(problem, sampler, outer, settings | {"validation": watched or None, "seed": seed})
-        tasks = try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
-        checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
-    run = Run(outer, Best(watched), seed, path, identity)
-    run.load(meta_steps)
-    run.save()  # a file that cannot be written is better known now
+    with joined(distributed) as ranks:
+        watched = Validation(validation, validate_every, metric, lower_is_better, patience)
+        learned = None if learn is None else Learned(method, learn)
+        method_at = methods(method, learned, multi_step)
+        make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+        outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
+        watched.try_out(method, problem, outer)
+        settings = {"method": method, "learn": learn, "multi_step": multi_step, "validation": watched or None, "seed": seed}
+        path, identity = None, {}
+        if checkpoint is not None:
+            path = None if ranks.rank else Path(checkpoint)
+            identity = identity_of(problem, sampler, outer, settings | {"scheduler": scheduler})
+            tasks = try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
+            checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
+        run = Run(outer, Best(watched), seed, path, identity)
+        measure = lambda: watched.measure(outer.method(method), problem, outer, ranks)  # noqa: E731
+        hidden = True if ranks.rank or not progress else None  # None: shown on a terminal
+        with (
+            run.opened(meta_steps, ranks),
+            tqdm(total=meta_steps, initial=len(run.rows), desc=type(method).__name__, disable=hidden) as bar,
+        ):
+            stopped, last, first = False, None, len(run.rows) + 1
+            while not run.over(meta_steps) and not stopped:
+                began, lr, number = time.monotonic(), outer.lr, len(run.rows) + 1
+                tasks = sampler(run.generator)
+                if number == first:
+                    ranks.same(lambda: description(problem, tasks, outer, settings | {"meta_steps": meta_steps}))  # noqa: B023
+                gradients, row = _estimate(method_at(number), problem, tasks, outer, number, ranks, run.token)
+                with run.update():
+                    outer.update(gradients)
+                    seconds = time.monotonic() - began
+                    value = measure() if watched.turn(number) else None
+                    run.take(row, value)
+                if watched and value is None and number == meta_steps:
+                    value = last = measure()  # out of turn, so no part of the state: there may be more meta steps one day
+                bar.update()
+                bar.set_postfix(query_loss=f"{row['query_loss']:.4g}", refresh=False)
+                if callbacks and not ranks.rank:
+                    theta, phi = outer.theta.clone(), None if outer.phi is None else outer.phi.clone()
+                    step = MetaStep(number, theta, phi, row["query_loss"], row["gradient_norm"], value, lr, seconds)
+                    stopped = tell(callbacks, step)
+                run.save(every=SAVE_EVERY_SECONDS)
+                stopped = ranks.any(stopped)
+        if watched and not watched.turn(len(run.rows)):  # after the last save
+            run.rows[-1]["validation"] = measure() if last is None else last
+            run.best.take(len(run.rows), run.rows[-1]["validation"], outer.copies())
+        best, end = run.best, outer.copies()
+        theta, phi, found = outer.unpack(best.parameters if best.step else end, method)
+        last_theta, last_phi, last_method = outer.unpack(end, method)
+        result = FitResult(theta, run.history(), found, last_theta, last_method, phi, last_phi, best.step)
+        if run.unsaved is not None:
+            raise NotSaved(run.unsaved, result)
+        return result
 
-    measure = lambda: watched.measure(outer.method(method), problem, outer)  # noqa: E731
-    saved_at, stopped, last = time.monotonic(), False, None
-    bar = tqdm(total=meta_steps, initial=len(run.rows), desc=type(method).__name__, disable=None if progress else True)
-    try:
-        while len(run.rows) < meta_steps and not stopped and not run.best.in_vain:
-            began, lr, number = time.monotonic(), outer.lr, len(run.rows) + 1
-            estimate, row = _estimate(method_at(number), problem, sampler(run.generator), outer, number)
-            with run.update():
-                outer.update(estimate)
-                seconds = time.monotonic() - began
-                value = measure() if watched.turn(number) else None
-                run.take(row, value)
-            if watched and value is None and number == meta_steps:
-                value = last = measure()  # out of turn, so no part of the state: there may be more meta steps one day
-            bar.update()
-            bar.set_postfix(query_loss=f"{row['query_loss']:.4g}", refresh=False)
-            if callbacks:
-                theta, phi = outer.theta.clone(), None if outer.phi is None else outer.phi.clone()
-                stopped = tell(callbacks, MetaStep(number, theta, phi, row["query_loss"], row["gradient_norm"], value, lr, seconds))
-            if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                run.save()
-                saved_at = time.monotonic()
-    finally:
-        bar.close()
-        run.save()
-    if watched and not watched.turn(len(run.rows)):  # after the last save
-        run.rows[-1]["validation"] = measure() if last is None else last
-        run.best.take(len(run.rows), run.rows[-1]["validation"], outer.copies())
-    best, end = run.best, outer.copies()
-    theta, phi, found = outer.unpack(best.parameters if best.step else end, method)
-    last_theta, last_phi, last_method = outer.unpack(end, method)
-    return FitResult(theta, run.history(), found, last_theta, last_method, phi, last_phi, best.step)
 
-
-def _estimate(method: Any, problem: Problem, tasks: Ragged, outer: OuterLoop, number: int) -> tuple[MetaGradient, dict[str, float]]:
-    """The meta-gradient of one meta step, and its row of the history."""
-    try:
-        estimate = meta_gradient(method, problem, outer.theta, tasks, outer.phi)
-    except DivergenceError as error:
-        raise DivergenceError(f"meta step {number} of {type(method).__name__}: {error}") from error
-    kept = slice(None) if estimate.stats.diverged is None else ~estimate.stats.diverged
+def _estimate(
+    method: Any, problem: Problem, tasks: Ragged, outer: OuterLoop, number: int, ranks: Ranks, token: int
+) -> tuple[list[Tensor], dict[str, float]]:
+    """The mean gradients (n,) of all that is trained, from one meta-batch of all ranks, and the meta step's row of the history."""
+    theta, phi, sizes = outer.theta, outer.phi, [p.numel() for p in outer.parameters] + [1]
+    summed = torch.zeros(1 + sum(sizes), dtype=torch.promote_types(theta.dtype, torch.float32), device=theta.device)
+    with _naming(f"meta step {number} of {type(method).__name__}"):
+        batches = checked(method, problem, theta, tasks, phi)
+        if ranks.size > 1:
+            mine = ranks.part(tasks)
+            batches = batches_of(mine) if mine else []
+        if batches:
+            each = of_each(method, problem, theta, batches, phi)
+            summed = total(each, [*outer.gradients(each), each.query_loss[:, None]]).to(summed)
+    summed = ranks.sum(summed, token)
+    with _naming(f"meta step {number} of {type(method).__name__}"):
+        *means, query_loss = mean(summed).split(sizes)
+    gradients = [gradient.to(theta) for gradient in means]
     learned = {} if outer.learned is None else outer.learned.number  # what the step is taken with
-    return estimate, {
-        "query_loss": estimate.query_loss[kept].mean().item(),
-        "gradient_norm": gradient_norm(estimate),
-        **learned,
-    }
+    return gradients, {"query_loss": query_loss.item(), "gradient_norm": outer.norm(gradients), **learned}
+
+
+@contextmanager
+def _naming(step: str) -> Iterator[None]:
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"{step}: {error}") from error

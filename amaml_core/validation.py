@@ -16,6 +16,7 @@ from .flow import DivergenceError
 from .meta import Diagnostics, Method, Pullback, checked, meta_gradient
 from .outer import OuterLoop
 from .problem import Problem
+from .ranks import Ranks
 from .settings import count
 from .tasks import Tasks
 
@@ -87,26 +88,31 @@ class Validation:
             if reason := not_finite(outer.theta, tasks, outer.phi):
                 raise ValueError(f"validation cannot be measured: {reason}")
         if self.metric is not None:
-            self._errors(problem, [outer.theta.expand(len(tasks), -1) for tasks in self.validation])  # (P,) -> (B, P)
+            start = [outer.theta.expand(len(tasks), -1) for tasks in self.validation]  # (P,) -> (B, P)
+            self._errors(problem, start, self.validation)
 
-    def measure(self, method: Method, problem: Problem, outer: OuterLoop) -> float:
+    def measure(self, method: Method, problem: Problem, outer: OuterLoop, ranks: Ranks) -> float:
         """The mean over tasks after the method's own adaptation; the worst there is if a task leaves the finite numbers."""
-        try:
-            estimate = meta_gradient(ForwardOnly(method), problem, outer.theta, self.validation, outer.phi)
-        except DivergenceError:
-            return self.worst
-        sizes = [len(tasks) for tasks in self.validation]
-        errors = estimate.query_loss if self.metric is None else self._errors(problem, estimate.adapted.split(sizes))  # (B,)
-        value = errors.double().mean().item()
-        return value if math.isfinite(value) else self.worst
+        groups = ranks.part(self.validation)
+        total = torch.zeros(2, dtype=torch.float64)  # of the errors, and the number of tasks
+        if groups:
+            try:
+                estimate = meta_gradient(ForwardOnly(method), problem, outer.theta, groups, outer.phi)
+                adapted = estimate.adapted.split([len(tasks) for tasks in groups])
+                errors = estimate.query_loss if self.metric is None else self._errors(problem, adapted, groups)  # (B,)
+                total = torch.stack([errors.double().sum().cpu(), torch.tensor(len(errors)).double()])
+            except DivergenceError:
+                total.fill_(torch.nan)
+        error, count = ranks.sum(total).tolist()
+        return error / count if math.isfinite(error) else self.worst
 
-    def _errors(self, problem: Problem, adapted: Sequence[Tensor]) -> Tensor:
+    def _errors(self, problem: Problem, adapted: Sequence[Tensor], groups: Sequence[Tasks]) -> Tensor:
         """The errors (B,) on the query sets of all tasks, for the parameters (B, P) of each of their groups."""
         assert self.metric is not None
         with torch.no_grad():
-            groups = zip(adapted, self.validation, strict=True)
+            pairs = zip(adapted, groups, strict=True)
             return torch.cat(
-                [errors_of(self.metric, problem.predict(u, tasks.query[0]), tasks.query[1], len(u)) for u, tasks in groups]
+                [errors_of(self.metric, problem.predict(u, tasks.query[0]), tasks.query[1], len(u)) for u, tasks in pairs]
             )
 
 

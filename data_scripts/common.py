@@ -18,11 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are then the user's to avoid
-    fcntl = None
+from filelock import FileLock, Timeout
 
 FORMAT = 1  # of the prepared arrays; a higher number makes every folder of a lower one be prepared again
 SPARE_BYTES = 32 * 2**20  # left over on the disk beside the arrays themselves
@@ -236,16 +232,16 @@ def refuse_foreign_files(dataset: DataSet, target: Path) -> None:
 @contextmanager
 def only_one(dataset: DataSet, target: Path) -> Iterator[None]:
     """Keep a second run off the same data set; the lock is the system's and goes when the process does."""
-    if fcntl is None:
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{dataset.name}: another run is preparing it; waiting for it to end", flush=True)
+        lock.acquire()
+    try:
         yield
-        return
-    with open(target.parent / f".{target.name}.lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{dataset.name}: another run is preparing it; waiting for it to end", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    finally:
+        lock.release()
 
 
 def remove_leftovers(target: Path) -> None:

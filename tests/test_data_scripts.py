@@ -993,7 +993,6 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_clear_away(mirro
     assert arrays(ML_100K) == SORTED and nothing_half_made()
 
 
-@pytest.mark.skipif(common.fcntl is None, reason="this system has no file locks")
 def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, capsys: pytest.CaptureFixture) -> None:
     put_100k(mirror)
     built: list[Path] = []

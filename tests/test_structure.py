@@ -17,7 +17,7 @@ ORDER = [
     "locations", "strict", "settings", "recent", "numerics", "fast_tanh", "linalg", "tasks", "checks", "flow", "optimizers",
     "inner", "twins", "probe", "problem", "kernel", "tracing", "chain", "adjoint", "meta", "methods.descent", "methods.maml",
     "methods.fomaml", "methods.reptile", "methods.imaml", "methods.amaml", "methods", "metrics", "evaluation", "records",
-    "identity", "checkpoints", "initialisation", "learned", "outer", "validation", "bridge", "loop", "training",
+    "identity", "checkpoints", "initialisation", "learned", "outer", "ranks", "validation", "bridge", "loop", "training",
 ]  # fmt: skip
 DATA = ["samplers", "datasets", "stand_ins"]  # know neither methods nor solvers
 FREE_TO_IMPORT = {"locations", "strict", "tasks", *DATA}

@@ -1,7 +1,16 @@
 """The outer loop, evaluation, metrics and records."""
 
+import itertools
 import math
+import os
+import platform
+import re
+import signal
+import stat
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +30,7 @@ from amaml_core import (
     Problem,
     Reptile,
     Tasks,
+    checkpoints,
     evaluate,
     fit,
     metrics,
@@ -136,6 +146,118 @@ def test_an_interrupt_amid_the_update_leaves_the_last_checkpoint(tmp_path, monke
     assert torch.equal(whole.theta, resumed.theta)
 
 
+def held(path):
+    """Whether there is nothing in the folder but this file."""
+    return [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_checkpoint_is_one_runs_alone(tmp_path):
+    path, second = tmp_path / "theta.safetensors", []
+
+    def another(step):
+        if step.meta_step == 2:
+            with pytest.raises(BlockingIOError, match=rf"another run is using this file.*{re.escape(str(path))}"):
+                fit(METHODS[0], problem(), lines, 5, checkpoint=path, progress=False, callbacks=[second.append])
+
+    result = fit(METHODS[0], problem(), lines, 5, checkpoint=path, progress=False, callbacks=[another])
+    assert torch.equal(result.theta, fit(METHODS[0], problem(), lines, 5, progress=False).theta) and not second and held(path)
+
+
+def test_the_lock_of_a_killed_run_holds_up_nobody(tmp_path):
+    path, lock = tmp_path / "theta.safetensors", tmp_path / ".theta.safetensors.lock"
+    hold = f"import filelock, time; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            with pytest.raises(BlockingIOError, match="another run"):
+                fit(METHODS[0], problem(), lines, 3, checkpoint=path, progress=False)
+        finally:
+            process.kill()
+    assert lock.exists()
+    fit(METHODS[0], problem(), lines, 3, checkpoint=path, progress=False)
+    assert held(path)
+
+
+def full_disk(monkeypatch, calls):
+    """A disk that is full at the writes of these numbers, from 1."""
+    write, count = checkpoints.write_beside, itertools.count(1)
+
+    def on_a_disk(path, content):
+        if next(count) in calls:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_beside", on_a_disk)
+
+
+def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
+    path, told = tmp_path / "theta.safetensors", []
+    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    run = lambda **options: fit(METHODS[0], problem(), lines, 6, progress=False, **options)  # noqa: E731
+    whole = run()
+    full_disk(monkeypatch, {3, 4})
+    with pytest.warns(RuntimeWarning, match=rf"No space left on device: '{re.escape(str(path))}'; training goes on") as warned:
+        result = run(checkpoint=path, callbacks=[lambda step: told.append(path.stat().st_mtime_ns)])
+    assert len(warned) == 2 and told[2] == told[3] == told[1] < told[5]
+    assert torch.equal(result.theta, whole.theta) and torch.equal(run(checkpoint=path).theta, whole.theta)
+
+
+def test_a_disk_that_is_full_to_the_end_loses_no_result(tmp_path, monkeypatch):
+    path, whole = tmp_path / "theta.safetensors", fit(METHODS[0], problem(), lines, 6, progress=False)
+    full_disk(monkeypatch, {2})
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(training.NotSaved, match="No space.*error's `result`.*theta.safetens") as error,
+    ):
+        fit(METHODS[0], problem(), lines, 6, checkpoint=path, progress=False)
+    assert torch.equal(error.value.result.theta, whole.theta) and error.value.result.history.equals(whole.history)
+    assert torch.equal(fit(METHODS[0], problem(), lines, 6, checkpoint=path, progress=False).theta, whole.theta) and held(path)
+
+
+def test_a_run_that_has_ended_is_read_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    path, options = tmp_path / "theta.safetensors", {"validation": HELD_OUT, "validate_every": 4}
+    run = lambda meta_steps: fit(METHODS[0], problem(), lines, meta_steps, checkpoint=path, progress=False, **options)  # noqa: E731
+    whole = run(6)
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(checkpoints, "write_beside", read_only)
+    monkeypatch.setattr(records.FileLock, "acquire", read_only)
+    assert same(run(6), whole)
+    with pytest.raises(OSError, match="Read-only file system"):
+        run(7)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
+    path, before = tmp_path / "theta.safetensors", signal.getsignal(signal.SIGTERM)
+
+    def told(step):
+        if step.meta_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = lambda **options: fit(METHODS[0], problem(), lines, 9, checkpoint=path, progress=False, **options)  # noqa: E731
+    with pytest.raises(SystemExit) as ended:
+        run(callbacks=[told])
+    assert ended.value.code == 128 + 15 and signal.getsignal(signal.SIGTERM) is before and held(path)
+    assert f"{path} holds 4 meta steps: call fit with the same arguments to go on" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(callbacks=[Interrupted(lambda step: None, 2)])
+    assert stopped.value.__notes__ == [f"{path} holds 6 meta steps: call fit with the same arguments to go on"]
+    assert torch.equal(run().theta, fit(METHODS[0], problem(), lines, 9, progress=False).theta)
+
+
+def test_the_programs_own_way_with_sigterm_stands(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        told = lambda step: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        fit(METHODS[0], problem(), lines, 2, checkpoint=tmp_path / "run", progress=False, callbacks=[told])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [1, 1]
+
+
 def test_divergence_is_reported_with_the_step_and_the_cause():
     with pytest.raises(DivergenceError, match=r"meta step 1 of MAML: the inner loop diverged for tasks \[.*step size"):
         fit(MAML(1e200, 3), problem(), lines, 5, progress=False)
@@ -236,6 +358,40 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         records.write_beside(path, b"new")
     assert path.read_bytes() == b"old" and [f.name for f in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_what_killed_writers_left_goes_with_the_next_write(tmp_path):
+    path, other = tmp_path / "a[1].npz", tmp_path / "a[1].npz.more"
+    write = """
+import os, signal, sys
+from pathlib import Path
+from amaml_core import records
+records.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+records.write_beside(Path(sys.argv[1]), b"new")
+"""
+    for target in (path, other):
+        records.write_beside(target, b"old")
+        done = subprocess.run([sys.executable, "-c", write, str(target)], cwd=Path(__file__).parents[1])
+        assert done.returncode == -signal.SIGKILL and target.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 4
+    living = tmp_path / f".a[1].npz.{platform.node()}.{os.getpid()}.1.tmp"
+    living.write_bytes(b"under way")
+    records.write_beside(path, b"newer")
+    records.write_beside(other, b"newer")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [living.name, path.name, other.name]
+    assert path.read_bytes() == other.read_bytes() == b"newer"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_targets_place(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        records.os,
+        "fsync",
+        lambda handle: done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file") or fsync(handle),
+    )
+    monkeypatch.setattr(records.os, "replace", lambda *paths: done.append("rename") or replace(*paths))
+    records.write_beside(tmp_path / "new" / "file.json", b"content")
+    assert done == ["file", "rename", "folder"]
 
 
 def test_brief_leaves_defaults_out_and_can_be_read_back():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
 import re
 import statistics
@@ -122,8 +123,9 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
     with pool(jobs, scheduler) as parallel, tqdm(total=total, unit="s", desc="cells", disable=None) as bar:
         for cell, record in parallel(joblib.delayed(_numbered)(cell, scratch, threads) for cell in todo):
             records.write(record, cell.evaluation, folder)
-            for checkpoint in scratch.glob(f"{cell.name}.*"):
-                checkpoint.unlink()
+            for pattern in ("", "."):  # checkpoints, and what their writers left
+                for file in scratch.glob(f"{pattern}{glob.escape(cell.name)}.*"):
+                    file.unlink(missing_ok=True)
             bar.update(round(known[cell.evaluation, cell.kind]))
             note = "diverged" if record.diverged else f"{record.duration:.0f} s"
             if old := stood.get((cell.evaluation, *cell.key)):

@@ -8,13 +8,11 @@ digests have none.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -24,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amaml_core.records import commit, machine, versions, write_beside
+from amaml_core.records import alone, commit, machine, versions, write_beside
 from amaml_core.strict import digest, parse
 
 REMEDY = "get the file back with git, or take the line out and let `make full` run its cell again"
@@ -215,7 +213,7 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
     file, content = path(evaluation, folder), parse(json.dumps(asdict(record), allow_nan=False))
     line = json.dumps({"digest": digest(content)} | content).encode() + b"\n"  # a word that loses its end runs into no digest
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(file):
         lines = _lines(file) if file.exists() else []
         whole = [old for old in lines if old.endswith(b"\n")]
         stands = [_key_of(old) == record.key for old in whole]
@@ -228,17 +226,6 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
                 end.flush()
                 os.fsync(end.fileno())
     return file
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Writers wait for each other."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _key_of(line: bytes) -> tuple | None:
