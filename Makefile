@@ -10,7 +10,7 @@ OMP_NUM_THREADS ?= 1
 
 # What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
 # holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
-SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
+SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH LAB PAGES AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
 $(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 quoted = '$(subst ','\'',$1)'
 # $(call demand,NAME,PATTERN,HINT): make stops unless the setting NAME is one word that the pattern matches.
@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all test-browser test-faults bench full data data-images images-gpu html notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all test-browser test-faults bench full data data-images images-gpu html pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -40,7 +40,7 @@ CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
 DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
 INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
-PAGES := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
+WRITTEN := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
 SUBMAKE := +@$(MAKE) --no-print-directory
 
 help:  ## this list
@@ -106,11 +106,18 @@ notebook: $(READY)  ## run one chapter: make notebook NB=12_collaborative_filter
 rendered: notebooks
 	$(SUBMAKE) _build/.rendered-$(PROFILE)
 
-_build/.rendered-$(PROFILE): $(RUNS) $(PAGES) $(CODE) _config.yml _toc.yml tools/book.py
+_build/.rendered-$(PROFILE): $(RUNS) $(WRITTEN) $(CODE) _config.yml _toc.yml tools/book.py tools/repository.py
 	@$(PY) -m tools.book render --profile "$$PROFILE"
 
 html: $(READY)  ## render the committed notebooks
 	@$(PY) -m tools.book render
+
+pdf: html  ## print the committed chapters by Chromium, one file for each page (PAGES='04_adjoint 05_amaml': those)
+	@set -f; $(PY) -m tools.pdf -- $$PAGES
+
+# With no folder of kernels to look in, JupyterLab has that of its own Python.
+lab: $(READY)  ## open the committed chapters in JupyterLab, text and formulas set as on the pages (LAB=--no-browser: its options)
+	@set -f; $(PY) -m jupyter lab --ServerApp.root_dir="$$(pwd)" --KernelSpecManager.kernel_dirs='[]' $$LAB book/00_preface.ipynb
 
 refresh:  ## run every chapter at the book profile and make the runs the committed notebooks
 	$(SUBMAKE) notebooks PROFILE=book
@@ -129,7 +136,7 @@ $(VENV)-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.to
 	@touch $@
 
 bench: $(VENV)-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
-	@$(VENV)-bench/bin/python -m benchmarks $$BENCH
+	@set -f; $(VENV)-bench/bin/python -m benchmarks $$BENCH
 
 full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again, SCHEDULER=tcp://HOST:PORT: on a Dask cluster)
 	$(SUBMAKE) data

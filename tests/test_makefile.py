@@ -1,10 +1,15 @@
 """What a person sets for `make` is text: nothing in it is run, and what makes no sense is refused before anything is done."""
 
+import json
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -52,7 +57,16 @@ def test_what_is_no_name_or_number_is_refused_and_not_run(make, tmp_path, variab
             assert code and f"{variable}=" in said and not asked and not hit.exists(), (value, said)
 
 
-TAKEN = {"CELL": "full", "FORCE": "full", "LIST": "full", "BENCH": "bench", "AMAML_MIRROR": "data", "PIP_EXTRA_INDEX_URL": "data"}
+TAKEN = {
+    "CELL": "full",
+    "FORCE": "full",
+    "LIST": "full",
+    "BENCH": "bench",
+    "LAB": "lab",
+    "PAGES": "pdf",
+    "AMAML_MIRROR": "data",
+    "PIP_EXTRA_INDEX_URL": "data",
+}
 
 
 @evil
@@ -64,7 +78,8 @@ def test_what_may_be_any_text_arrives_as_it_is_and_is_not_run(make, tmp_path, va
         code, said, asked = make(TAKEN[variable], f"{variable}={value}")
         assert code == 0 and not hit.exists(), (value, said)
         assert variable not in ("CELL", "FORCE") or f"<--only={value}>" in asked
-        assert variable != "BENCH" or asked == "".join(f"<{word}>" for word in ["-m", "benchmarks", *value.split()])
+        words = "".join(f"<{word}>" for word in value.split())
+        assert variable not in ("BENCH", "LAB", "PAGES") or words in asked
 
 
 @evil
@@ -105,3 +120,40 @@ def test_settings_arrive(make):
     code, _, asked = make("full", "FORCE=jester 'one", JOBS="7")
     assert code == 0 and asked.endswith("<-m><experiments><--jobs><7><--force><--only=jester 'one>")
     assert make("full", "LIST=1")[2].endswith("<-m><experiments><--jobs><2><--list>")
+
+
+@pytest.mark.slow
+def test_lab_starts_with_the_kernel_of_its_own_python_whatever_others_there_are(tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
+    (tmp_path / "venv" / ".ready").touch()
+    foreign = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text(json.dumps({"argv": ["/no/python", "-f", "{connection_file}"], "display_name": "x", "language": "python"}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    environment |= {**own, "JUPYTER_PATH": str(tmp_path / "jupyter"), "JUPYTER_TOKEN": "x", "VENV": str(tmp_path / "venv")}
+    options = f"LAB=--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        lab = subprocess.Popen(["make", "lab", f"PYTHON={sys.executable}", options], cwd=ROOT, env=environment, stdout=file,
+                               stderr=file, start_new_session=True)  # fmt: skip
+    try:
+        for _ in range(240):
+            try:
+                specs = json.load(urlopen(f"http://127.0.0.1:{port}/api/kernelspecs?token=x"))
+                page = urlopen(f"http://127.0.0.1:{port}/lab?token=x").read().decode()
+                break
+            except OSError:
+                assert lab.poll() is None, log.read_text()
+                time.sleep(0.5)
+    finally:
+        os.killpg(lab.pid, signal.SIGTERM)
+        lab.wait(30)
+    (kernel,) = specs["kernelspecs"].values()
+    assert kernel["spec"]["argv"][0] in ("python", "python3", sys.executable)  # what Jupyter takes for its own Python
+    assert "jupyterlab-myst" in page
