@@ -38,6 +38,10 @@ EACH_CHAPTER = pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.
 HEAVIEST = 4.5 * 2**20  # bytes of a page and all that it loads; a third are icons, most of which no page shows
 # Mathematics, tables and roles that nobody has set.
 RAW = r"\$\$|\\\(|\\frac|\\begin\{|\|\s*(?:-{3,}|—)\s*\||\{(?:ref|cite|eq|numref|glue:text)\}`"
+# The captions that are wider than the box in which their table scrolls.
+CUT = """[...document.querySelectorAll(".cell_output caption")]
+    .filter(caption => caption.offsetWidth > caption.closest(".cell_output").clientWidth + 1)
+    .map(caption => caption.textContent)"""
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -75,12 +79,14 @@ class Visit:
     Attributes:
         complaints: what went wrong while it was loaded.
         too_wide: by how many pixels it does not fit the window, by look.
+        cut: the captions of tables that are wider than the place for the table, which scrolls, by look.
         serious: what shuts people out, in light and in dark.
         weight: bytes of all that was loaded.
     """
 
     complaints: list[str] = field(default_factory=list)
     too_wide: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, list[str]] = field(default_factory=dict)
     serious: list[str] = field(default_factory=list)
     weight: int = 0
 
@@ -107,6 +113,8 @@ def visits(browser: Browser, site: str) -> Callable[[str], Visit]:
             tab.set_viewport_size({"width": width, "height": 900})
             wide, window = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
             found.too_wide |= {look: wide - window} if wide > window + 1 else {}
+            cut = tab.evaluate(CUT)
+            found.cut |= {look: cut} if cut else {}
             if look in ("light", "dark"):
                 violations = Axe().run(tab, options={"preload": False}).response["violations"]
                 found.serious += [
@@ -147,6 +155,11 @@ def test_a_page_loads_from_here_alone_and_without_errors(visits, page):
 @EACH_PAGE
 def test_a_page_fits_its_window(visits, page):
     assert visits(page).too_wide == {}
+
+
+@EACH_CHAPTER
+def test_captions_of_tables_are_read_without_scrolling(visits, page):
+    assert visits(page).cut == {}
 
 
 @EACH_PAGE
