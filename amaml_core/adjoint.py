@@ -3,7 +3,7 @@ r"""The backward ODE: the adjoint state lam, swept from the horizon back to t = 
 The discrete adjoint of a solver is the vector-Jacobian product of its steps, applied backward along the states that the
 forward solve went through:
 
-.. math:: \lambda_k = (\partial \Phi_k/\partial u)(u_k)^\top \lambda_{k+1}, \qquad \lambda_K = \nabla L_\text{query}(u_K).
+.. math:: \lambda_k = (\partial \Phi_k/\partial u)(u_k)^\top \lambda_{k+1}, \qquad \lambda_K = \nabla L_\text{q}(u_K).
 
 For Euler's method this reads :math:`\lambda_k = (I - hH(u_k))\lambda_{k+1}`, one Hessian-vector product a step. No graph spans
 more than one step. ``Store`` keeps every state, ``Checkpoint`` recomputes some, ``Backsolve`` keeps none and reverses the flow.

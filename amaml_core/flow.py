@@ -1,6 +1,6 @@
 r"""The forward ODE: gradient flow, solved by explicit Runge-Kutta steps.
 
-Adaptation follows :math:`du/dt = f(u) = -\nabla L_\text{support}(u)` from :math:`u(0)=\theta` to the horizon :math:`T`. One step
+Adaptation follows :math:`du/dt = f(u) = -\nabla L_\text{s}(u)` from :math:`u(0)=\theta` to the horizon :math:`T`. One step
 of Euler's method with step size :math:`h` is one step of gradient descent with learning rate :math:`h`. Chapters "The
 adjoint method from scratch" and "A-MAML derived" derive what this module computes.
 """

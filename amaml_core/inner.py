@@ -15,7 +15,7 @@ from .tasks import Tasks
 
 @dataclass(frozen=True, eq=False)
 class InnerLoop:
-    r"""Options of the inner loop. The adapted model follows :math:`-m\odot(\nabla L_\text{support}(u) + w u)`.
+    r"""Options of the inner loop. The adapted model follows :math:`-m\odot(\nabla L_\text{s}(u) + w u)`.
 
     Two of them are equal if their values are, masks included.
 

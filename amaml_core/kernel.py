@@ -19,7 +19,7 @@ from .problem import Problem, slopes
 class Kernel:
     r"""One step of an inner loop and its adjoint.
 
-    It follows :math:`-\nabla_u\bigl(L_\text{support}(u,\varphi) + R(u,\theta,\varphi) + \frac\mu2\|u-\theta\|^2\bigr)`, as
+    It follows :math:`-\nabla_u\bigl(L_\text{s}(u,\varphi) + R(u,\theta,\varphi) + \frac\mu2\|u-\theta\|^2\bigr)`, as
     ``inner`` changes it. Two kernels of equal settings are the same functions, so a kernel is the key under which its traced steps
     are kept.
 

@@ -85,7 +85,7 @@ class Momentum(FixedStep):
     r"""Gradient descent with momentum, as ``torch.optim.SGD(momentum=beta, nesterov=...)`` takes it.
 
     With :math:`h=\delta^2` and :math:`\beta=1-\gamma\delta` it is a discretisation of the ball that rolls with friction,
-    :math:`\ddot u+\gamma\dot u=-\nabla L_\text{support}(u)`, of order 1 in the step :math:`\delta`.
+    :math:`\ddot u+\gamma\dot u=-\nabla L_\text{s}(u)`, of order 1 in the step :math:`\delta`.
 
     Like all solvers it has no learning rate of its own: that is T / K, so ``AMAML(horizon=50 * 0.01, solver=Momentum(50))`` takes
     steps of 0.01.

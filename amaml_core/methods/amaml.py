@@ -28,7 +28,7 @@ from ..tasks import Tasks
 class AMAML:
     r"""Adjoint MAML.
 
-    Adapts by :math:`du/dt = -\nabla L_\text{support}(u) - \mu(u-\theta)`, :math:`u(0)=\theta`, to the horizon T; its pullback
+    Adapts by :math:`du/dt = -\nabla L_\text{s}(u) - \mu(u-\theta)`, :math:`u(0)=\theta`, to the horizon T; its pullback
     sweeps the adjoint backward along the same states. With Euler steps and :math:`\mu=0` the adapted parameters *and* the
     meta-gradient are MAML's, for the memory of the trajectory alone.
 

@@ -24,7 +24,7 @@ from ..tasks import Tasks
 
 @dataclass(frozen=True)
 class GradientDescent:
-    r"""Inner solver of iMAML: steps on :math:`L_\text{support}(u) + \frac\lambda2\|u-\theta\|^2`.
+    r"""Inner solver of iMAML: steps on :math:`L_\text{s}(u) + \frac\lambda2\|u-\theta\|^2`.
 
     Args:
         lr: learning rate.

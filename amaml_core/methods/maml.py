@@ -17,7 +17,7 @@ from .descent import Descent
 class MAML(Descent):
     r"""Model-agnostic meta-learning.
 
-    Adapts by :math:`u_{k+1} = u_k - \alpha \nabla L_\text{support}(u_k)`, or by an optimiser's steps; its pullback is reverse-mode
+    Adapts by :math:`u_{k+1} = u_k - \alpha \nabla L_\text{s}(u_k)`, or by an optimiser's steps; its pullback is reverse-mode
     differentiation through all K steps, momenta, clipping and weight decay included, whose graph stays alive until the pullback is
     dropped. Memory grows with K. The pullback of parameters behind a mask is not the identity: what they do to the others counts.
 
