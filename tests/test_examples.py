@@ -1,6 +1,8 @@
 """Each example runs, without a warning, is short, is listed, and shows what it says it shows."""
 
 import runpy
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -78,6 +80,25 @@ def test_outer_loop_in_a_distributed_wrapper(tmp_path):
 def test_outer_loop_under_accelerate():
     pytest.importorskip("accelerate")
     assert better_and_the_same_under_a_wrapper(run("outer_loop")[1])
+
+
+def test_several_processes():
+    _, found = run("several_processes")
+    assert found["after"] < 0.4 * found["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_several_processes_print_what_one_does():
+    program, torchrun = (
+        str(EXAMPLES / "several_processes.py"),
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    )
+    said = [
+        subprocess.run([sys.executable, *more, program], cwd=EXAMPLES.parent, capture_output=True, text=True, check=True).stdout
+        for more in ([], torchrun)
+    ]
+    assert said[0].replace("in 1 processes", "in 2 processes") == said[1] != said[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

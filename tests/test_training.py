@@ -165,8 +165,9 @@ def test_a_checkpoint_is_one_runs_alone(tmp_path):
 
 def test_the_lock_of_a_killed_run_holds_up_nobody(tmp_path):
     path, lock = tmp_path / "theta.safetensors", tmp_path / ".theta.safetensors.lock"
-    hold = f"import filelock, time; lock = filelock.FileLock({str(lock)!r}); lock.acquire()"
-    hold += "; print('held', flush=True); time.sleep(600)"
+    hold = (
+        f"import time, filelock as f; lock = f.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); time.sleep(600)"
+    )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout.readline() == b"held\n"
