@@ -111,9 +111,9 @@ html: $(READY)  ## render the committed notebooks
 pdf: html  ## print the committed chapters by Chromium, one file for each page (PAGES='04_adjoint 05_amaml': those)
 	@set -f; $(PY) -m tools.pdf -- $$PAGES
 
-# With no folder of kernels to look in, JupyterLab has that of its own Python.
+# Of kernels with the same name JupyterLab takes that of its own environment.
 lab: $(READY)  ## open the committed chapters in JupyterLab, text and formulas set as on the pages (LAB=--no-browser: its options)
-	@set -f; $(PY) -m jupyter lab --ServerApp.root_dir="$$(pwd)" --KernelSpecManager.kernel_dirs='[]' $$LAB book/00_preface.ipynb
+	@set -f; JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --ServerApp.root_dir="$$(pwd)" $$LAB book/00_preface.ipynb
 
 refresh:  ## run every chapter at the book profile and make the runs the committed notebooks
 	$(SUBMAKE) notebooks PROFILE=book
@@ -138,6 +138,9 @@ full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at on
 	$(SUBMAKE) data
 	@$(PY) -m experiments --jobs "$$JOBS" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
+dist: $(READY)  ## build the wheel and the source archive into dist, and check them
+	@$(PY) -m tools.dist
+
 lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m ruff format --check
 	@$(PY) -m ruff check
@@ -150,5 +153,5 @@ lock: $(READY)  ## write the versions in .venv into requirements.lock
 	@mv requirements.lock.new requirements.lock
 
 clean:  ## remove what was built; data and .venv stay
-	rm -rf _build _runs build .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf _build _runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
