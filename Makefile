@@ -10,7 +10,7 @@ OMP_NUM_THREADS ?= 1
 
 # What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
 # holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
-SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST BENCH LAB PAGES AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
+SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST BENCH LAB PAGES TAG AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
 $(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 quoted = '$(subst ','\'',$1)'
 # $(call demand,NAME,PATTERN,HINT): make stops unless the setting NAME is one word that the pattern matches.
@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all test-browser bench full data data-images images-gpu html pdf lab dist notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all test-browser bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -108,6 +108,15 @@ _build/.rendered-$(PROFILE): $(RUNS) $(WRITTEN) $(CODE) _config.yml _toc.yml too
 html: $(READY)  ## render the committed notebooks
 	@$(PY) -m tools.book render
 
+pages: html  ## render the committed notebooks and check every page as a reader meets it
+	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser tests/test_book.py
+
+links: $(READY)  ## do the links to other hosts still lead somewhere?
+	@$(PY) -m tools.book links
+
+figures: $(READY)  ## the figures of the notebooks as SVG and PNG, and which differ from the last commit
+	@$(PY) -m tools.figures
+
 pdf: html  ## print the committed chapters by Chromium, one file for each page (PAGES='04_adjoint 05_amaml': those)
 	@set -f; $(PY) -m tools.pdf -- $$PAGES
 
@@ -139,7 +148,7 @@ full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at on
 	@$(PY) -m experiments --jobs "$$JOBS" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
 dist: $(READY)  ## build the wheel and the source archive into dist, and check them
-	@$(PY) -m tools.dist
+	@$(PY) -m tools.dist $(if $(TAG),"$$TAG")
 
 lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m ruff format --check
