@@ -10,7 +10,7 @@ OMP_NUM_THREADS ?= 1
 
 # What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
 # holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
-SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH LAB PAGES AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
+SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH LAB PAGES TAG AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
 $(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 quoted = '$(subst ','\'',$1)'
 # $(call demand,NAME,PATTERN,HINT): make stops unless the setting NAME is one word that the pattern matches.
@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all test-browser test-faults bench full data data-images images-gpu html pdf lab dist notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-all test-browser test-faults bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -112,12 +112,21 @@ _build/.rendered-$(PROFILE): $(RUNS) $(WRITTEN) $(CODE) _config.yml _toc.yml too
 html: $(READY)  ## render the committed notebooks
 	@$(PY) -m tools.book render
 
+pages: html  ## render the committed notebooks and check every page as a reader meets it
+	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser tests/test_book.py
+
+links: $(READY)  ## do the links to other hosts still lead somewhere?
+	@$(PY) -m tools.book links
+
+figures: $(READY)  ## the figures of the notebooks as SVG and PNG, and which differ from the last commit
+	@$(PY) -m tools.figures
+
 pdf: html  ## print the committed chapters by Chromium, one file for each page (PAGES='04_adjoint 05_amaml': those)
 	@set -f; $(PY) -m tools.pdf -- $$PAGES
 
-# With no folder of kernels to look in, JupyterLab has that of its own Python.
+# Of kernels with the same name JupyterLab takes that of its own environment.
 lab: $(READY)  ## open the committed chapters in JupyterLab, text and formulas set as on the pages (LAB=--no-browser: its options)
-	@set -f; $(PY) -m jupyter lab --ServerApp.root_dir="$$(pwd)" --KernelSpecManager.kernel_dirs='[]' $$LAB book/00_preface.ipynb
+	@set -f; JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --ServerApp.root_dir="$$(pwd)" $$LAB book/00_preface.ipynb
 
 refresh:  ## run every chapter at the book profile and make the runs the committed notebooks
 	$(SUBMAKE) notebooks PROFILE=book
@@ -142,6 +151,9 @@ full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at on
 	$(SUBMAKE) data
 	@$(PY) -m experiments --jobs "$$JOBS" --scheduler="$$SCHEDULER" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
+dist: $(READY)  ## build the wheel and the source archive into dist, and check them
+	@$(PY) -m tools.dist $(if $(TAG),"$$TAG")
+
 lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m ruff format --check
 	@$(PY) -m ruff check
@@ -154,5 +166,5 @@ lock: $(READY)  ## write the versions in .venv into requirements.lock
 	@mv requirements.lock.new requirements.lock
 
 clean:  ## remove what was built; data and .venv stay
-	rm -rf _build _runs build .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf _build _runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -15,6 +15,8 @@ from .problem import Problem
 from .tasks import Tasks
 from .training import FitResult, fit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AMAML",
     "FOMAML",

@@ -129,9 +129,10 @@ def test_lab_starts_with_the_kernel_of_its_own_python_whatever_others_there_are(
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
     python.chmod(0o755)
     (tmp_path / "venv" / ".ready").touch()
-    foreign = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
-    foreign.parent.mkdir(parents=True)
-    foreign.write_text(json.dumps({"argv": ["/no/python", "-f", "{connection_file}"], "display_name": "x", "language": "python"}))
+    for place in ("jupyter", "JUPYTER_DATA_DIR"):
+        foreign = tmp_path / place / "kernels" / "python3" / "kernel.json"
+        foreign.parent.mkdir(parents=True)
+        foreign.write_text(json.dumps({"argv": ["/no/python"], "display_name": "x", "language": "python"}))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}

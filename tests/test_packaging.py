@@ -1,19 +1,31 @@
-"""The wheel of the package holds what works from it, and nothing else."""
+"""The wheel and the source archive: they hold what works from them, an index would take them, and a stranger can install them."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tools import dist
+
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.slow
+README = """
+import re
+from pathlib import Path
+
+(code,) = re.findall(r"```python\\n(.*?)```", Path(README).read_text(encoding="utf-8"), re.DOTALL)
+exec(code)
+"""
 
 MODEL = """
 import importlib.util
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -25,6 +37,7 @@ from amaml_core.datasets import data_root, load_ratings
 
 assert Path(amaml_core.__file__).is_relative_to(SITE), amaml_core.__file__
 assert importlib.util.find_spec("experiments") is None
+assert amaml_core.__version__ == metadata.version("amaml_core")
 
 problem = Problem(nn.Linear(1, 1), nn.functional.mse_loss)
 x = torch.linspace(-1, 1, 24).reshape(4, 6, 1)
@@ -43,40 +56,116 @@ print("all is well")
 """
 
 
-def tracked():
-    """The files of a checkout."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+def test_all_files_give_the_same_version():
+    assert len(set(dist.versions(ROOT).values())) == 1, dist.versions(ROOT)
+
+
+def test_an_address_is_given_everywhere_or_nowhere():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+    cited = re.findall(r"^repository-code: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == [urls["Repository"]] if "Repository" in urls else not cited
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The files that give a version, of a version 1.2.3."""
+    (tmp_path / "amaml_core").mkdir()
+    (tmp_path / "amaml_core" / "__init__.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    (tmp_path / "CITATION.cff").write_text("version: 1.2.3\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## 1.2.3 (2026-01-31)\n\n## 1.2.2 (unreleased)\n")
+    return tmp_path
+
+
+def test_a_release_is_a_tag_of_the_version_whose_changes_have_a_date(checkout):
+    assert list(dist.unreleased(checkout, "v1.2.3")) == []
+    assert list(dist.unreleased(checkout, "v1.2.2")) == ["the tag is v1.2.2, and the version 1.2.3"]
+    (checkout / "CHANGELOG.md").write_text("## 1.2.3 (unreleased)\n")
+    assert list(dist.unreleased(checkout, "v1.2.3")) == ["CHANGELOG.md has no entry `## 1.2.3 (YYYY-MM-DD)`"]
+
+
+METADATA = """\
+Metadata-Version: 2.4
+Name: amaml_core
+Version: 1.2.3
+License-Expression: MIT
+License-File: LICENSE
+Classifier: Operating System :: OS Independent
+Classifier: Programming Language :: Python :: 3
+Classifier: Typing :: Typed
+Project-URL: Repository, https://github.com/someone/book
+Description-Content-Type: text/markdown
+
+# Title
+
+| a |
+|---|
+| 1 |
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("", "", None),
+        ("Version: 1.2.3", "Version: 1.2.4", "the version is 1.2.4, but 1.2.3 in amaml_core.__version__"),
+        ("Version: 1.2.3", "Version: one", "is invalid"),
+        ("text/markdown", "text/x-rst", "not shown as Markdown"),
+        ("|---|", "", "not shown as Markdown"),
+        ("License-Expression: MIT\n", "", "the licence is None"),
+        ("License-File: LICENSE\n", "", "the licence is MIT in"),
+        ("Classifier: Typing :: Typed\n", "", "no classifier says Typing :: Typed"),
+        ("https://github.com/someone/book", "http://github.com/someone/book", "the URL Repository is"),
+        ("https://github.com/someone/book", "https://github.com/someone", "the URL Repository is"),
+        ("Name: amaml_core\n", "Name: amaml core!\n", "is invalid"),
+        ("Metadata-Version: 2.4\n", "", "metadata version"),
+    ],
+)
+def test_metadata_that_an_index_would_refuse_are_found(checkout, old, new, problem):
+    assert old in METADATA
+    found = list(dist.bad_metadata(METADATA.replace(old, new, 1).encode(), checkout))
+    assert found == [] if problem is None else problem in " ".join(found)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in tracked():  # what a fresh clone has: an earlier build beside the sources would get into the wheel
-        if not name.startswith(("results/", "book/")):
-            target = folder / "source" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder]
-    subprocess.run([*pip, folder / "source"], check=True)
-    (made,) = folder.glob("*.whl")
-    return made
+def built(tmp_path_factory):
+    return dist.build(ROOT, tmp_path_factory.mktemp("dist"))
 
 
-def test_the_wheel_holds_the_package_and_nothing_that_needs_a_checkout(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"amaml_core"}
-    expected = {name for name in tracked() if name.startswith("amaml_core/")}
-    assert {name for name in names if ".dist-info/" not in name} == expected
+@pytest.mark.slow
+def test_wheel_and_archive_hold_the_package_and_are_in_order(built):
+    assert list(dist.problems(built, ROOT)) == []
+    (wheel,) = (file for file in built if file.suffix == ".whl")
+    assert "amaml_core/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
-def test_the_wheel_works_where_there_is_no_checkout(wheel, tmp_path):
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel]
-    subprocess.run(pip, check=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("AMAML_")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(site), sysconfig.get_path("purelib")])
-    # -S: without the .pth file of the editable install, which would add the checkout's modules to the installed package.
-    command = [sys.executable, "-S", "-c", f"SITE = {str(site)!r}\n{MODEL}"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout == "all is well\n", done.stderr
+@pytest.mark.slow
+def test_what_is_missing_or_too_much_in_a_wheel_is_found(built, tmp_path):
+    (wheel,) = (file for file in built if file.suffix == ".whl")
+    spoiled = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(spoiled, "w") as new:
+        for name in old.namelist():
+            if not name.endswith(("py.typed", "LICENSE")):
+                new.writestr(name, old.read(name))
+        new.writestr("experiments/__init__.py", "")
+    found = " ".join(dist.problems([spoiled], ROOT))
+    assert "amaml_core/py.typed, experiments/__init__.py should be in both" in found
+    assert "lacks the licence" in found and "there should be one wheel and one archive" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".whl", ".tar.gz"])
+def test_what_a_stranger_installs_runs_the_example_of_the_readme(built, tmp_path, kind):
+    (file,) = (file for file in built if file.name.endswith(kind))
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    report = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(report, capture_output=True, text=True, check=True).stdout.strip())
+    # What the package needs, from here; a path in a .pth file does not bring the .pth file of the editable install with it.
+    (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--ignore-installed", file], check=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AMAML_", "PYTHON"))}
+    for code in (f"SITE = {str(site)!r}\n{MODEL}", f"README = {str(ROOT / 'README.md')!r}\n{README}"):
+        done = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout, done.stderr

@@ -2,6 +2,7 @@
 
 python -m tools.book render                   the committed notebooks
 python -m tools.book render --profile smoke   the runs of that profile in place of the committed notebooks
+python -m tools.book links                    which links to other hosts lead nowhere
 python -m tools.book report                   which data are real, and where the book is
 """
 
@@ -62,6 +63,19 @@ def render(profile: str | None) -> None:
             stamp = BUILD / f".rendered-{profile}"
             stamp.touch()
             os.utime(stamp, (began, began))  # as old as what it was made from, or make would miss a change on the way
+
+
+def links() -> None:
+    """Follow every link of the committed notebooks and pages to another host.
+
+    Raises:
+        subprocess.CalledProcessError: one leads nowhere.
+    """
+    with alone(BUILD / "work", "rendering the book") as work:
+        copy_tree(work / "tree", None)
+        program = Path(sys.executable).with_name("jupyter-book")
+        command = [program, "build", work / "tree", "--path-output", work, "--builder", "linkcheck", "-q"]
+        subprocess.run(command, cwd=ROOT, check=True)
 
 
 def copy_tree(tree: Path, profile: str | None) -> None:
@@ -142,18 +156,20 @@ def data_report() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("render", "report"))
+    parser.add_argument("action", choices=("render", "links", "report"))
     parser.add_argument("--profile", choices=PROFILES, help="render runs instead of the committed notebooks")
     args = parser.parse_args(arguments)
-    if args.action == "render":
+    if args.action != "report":
         try:
-            render(args.profile)
+            links() if args.action == "links" else render(args.profile)
         except (FileNotFoundError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
         except subprocess.CalledProcessError:
-            print("The book has errors or warnings; see above.", file=sys.stderr)
+            print("The book has errors or warnings, or dead links; see above.", file=sys.stderr)
             return 1
+        if args.action == "links":
+            return 0
     else:
         print(data_report())
     print(f"The book is at {INDEX}")

@@ -1,0 +1,63 @@
+"""What continuous integration may do: actions are pinned by hash, rights are the least, nothing from a request reaches a shell."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {path.stem: path for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+WORKFLOWS = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
+JOBS = [(name, job, WORKFLOWS[name]["jobs"][job]) for name in WORKFLOWS for job in WORKFLOWS[name]["jobs"]]
+RIGHTS = {("book", "publish"): {"pages", "id-token"}, ("weekly", "book"): {"pages", "id-token"}, ("weekly", "report"): {"issues"},
+          ("release", "publish"): {"id-token"}, ("release", "announce"): {"contents"}}  # fmt: skip
+
+
+def steps(job):
+    return job.get("steps", [])
+
+
+def test_actions_are_pinned_by_hash_and_their_version_stands_beside_it():
+    used = [line.strip() for path in FILES.values() for line in path.read_text().splitlines() if re.search(r"\buses:", line)]
+    outside = [line for line in used if "uses: ./" not in line]
+    assert [line for line in outside if not re.search(r"uses: [\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line)] == []
+    pins = {tuple(re.search(r"uses: ([\w-]+/[\w-]+)\S*@(\S+)", line).groups()) for line in outside}
+    assert len({action for action, _ in pins}) == len(pins) > 5  # one version of each
+
+
+@pytest.mark.parametrize(("name", "job", "content"), JOBS, ids=lambda v: v if isinstance(v, str) else "")
+def test_rights_are_the_least_and_every_job_ends(name, job, content):
+    assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
+    writing = {right for right, level in content.get("permissions", {}).items() if level == "write"}
+    assert writing == RIGHTS.get((name, job), set())
+    assert "uses" in content or content["timeout-minutes"] <= 180
+    for step in steps(content):
+        if "actions/checkout@" in step.get("uses", ""):
+            assert step["with"]["persist-credentials"] is False
+        if "actions/setup-python@" in step.get("uses", "") and name != "release":
+            assert step["with"]["cache"] == "pip"
+        # Only what these files say themselves is put into a command.
+        assert set(re.findall(r"\$\{\{ *([\w.-]+)", step.get("run", ""))) <= {"matrix.install", "matrix.tests"}
+    assert "secrets" not in str(content)
+
+
+def test_pages_figures_and_releases_are_never_cut_off():
+    assert WORKFLOWS["book"]["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
+    groups = [WORKFLOWS["book"]["jobs"]["publish"], WORKFLOWS["weekly"]["jobs"]["figures"], WORKFLOWS["release"]]
+    assert [group["concurrency"]["cancel-in-progress"] for group in groups] == [False] * 3
+    assert len({group["concurrency"]["group"] for group in groups}) == 3
+
+
+def test_the_pages_that_are_published_are_those_that_were_checked():
+    test, publish = (WORKFLOWS["book"]["jobs"][job] for job in ("test", "publish"))
+    ran = [step.get("run") or step["uses"].partition("@")[0] for step in steps(test)]
+    assert ran.index("make pages") < ran.index("actions/upload-pages-artifact") == len(ran) - 1
+    assert [step["uses"].partition("@")[0] for step in steps(publish)] == ["actions/deploy-pages"] and "test" in publish["needs"]
+
+
+def test_commands_of_make_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    called = {word for _, _, job in JOBS for step in steps(job) for word in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
+    assert {"book", "test", "test-all", "pages", "dist", "links", "figures"} <= called <= targets

@@ -1,0 +1,139 @@
+"""Build the wheel and the source archive into ``dist``, and check them as an index and a stranger would: ``python -m tools.dist``.
+
+Nothing is fetched: the build's own needs are those of requirements.lock.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import yaml
+from markdown_it import MarkdownIt
+from packaging.metadata import Metadata
+from packaging.version import Version
+
+from .notebooks import ROOT, alone
+from .repository import ADDRESS
+
+# What an index needs to show the package, and does not refuse.
+CLASSIFIERS = {"Operating System :: OS Independent", "Programming Language :: Python :: 3", "Typing :: Typed"}
+
+
+def tracked(root: Path) -> list[str]:
+    """The files that git knows and that are there: an earlier build beside the sources would get into the wheel."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name and (root / name).is_file()]
+
+
+def build(root: Path, work: Path) -> list[Path]:
+    """Build what git knows of the package, in a copy; the wheel and the archive."""
+    source = work / "source"
+    for name in tracked(root):
+        if not name.startswith(("results/", "book/")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, source / name)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "dist", source]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return sorted((work / "dist").iterdir())
+
+
+def problems(files: Iterable[Path], root: Path) -> Iterator[str]:
+    """What is wrong with a wheel and an archive that were built of a checkout; nothing if nothing is."""
+    package = {name for name in tracked(root) if name.startswith("amaml_core/")}
+    kinds = {"wheel": 0, "archive": 0}
+    for file in files:
+        if file.suffix == ".whl":
+            kinds["wheel"] += 1
+            with zipfile.ZipFile(file) as opened:
+                names = {name for name in opened.namelist() if ".dist-info/" not in name}
+                own = {PurePosixPath(name).name: name for name in opened.namelist() if ".dist-info/" in name}
+                text = opened.read(own["METADATA"]) if "METADATA" in own else b""
+                licence = own.get("LICENSE")
+            if names != package:
+                yield f"{file.name}: {', '.join(sorted(names ^ package))} should be in both it and the package, or in neither"
+        else:
+            kinds["archive"] += 1
+            with tarfile.open(file) as archive:
+                names = {str(PurePosixPath(*PurePosixPath(m.name).parts[1:])) for m in archive if m.isfile()}
+                member = archive.extractfile(f"{file.name.removesuffix('.tar.gz')}/PKG-INFO")
+                text = member.read() if member else b""
+                licence = "LICENSE" if "LICENSE" in names else None
+            if lacking := sorted((package | {"README.md", "LICENSE", "pyproject.toml"}) - names):
+                yield f"{file.name} lacks {', '.join(lacking)}"
+            if foreign := sorted(name for name in names if name.startswith(("data/", "results/", "book/", "_"))):
+                yield f"{file.name} holds {', '.join(foreign)}"
+        if licence is None:
+            yield f"{file.name} lacks the licence"
+        yield from (f"{file.name}: {problem}" for problem in bad_metadata(text, root))
+    if set(kinds.values()) != {1}:
+        yield f"there should be one wheel and one archive, and there are {kinds}"
+
+
+def bad_metadata(text: bytes, root: Path) -> Iterator[str]:
+    """What an index would refuse or not show in metadata, or what differs from the checkout."""
+    try:
+        given = Metadata.from_email(text, validate=True)
+    except ExceptionGroup as errors:
+        yield from (str(error) for error in errors.exceptions)
+        return
+    shown = MarkdownIt("commonmark").enable("table").render(given.description or "")
+    if given.description_content_type != "text/markdown" or "<h1>" not in shown or "<table>" not in shown:
+        yield "the README is not shown as Markdown with its title and its tables"
+    if given.license_expression != "MIT" or given.license_files != ["LICENSE"]:
+        yield f"the licence is {given.license_expression} in {given.license_files}"
+    if missing := sorted(CLASSIFIERS - set(given.classifiers or [])):
+        yield f"no classifier says {', '.join(missing)}"
+    for label, address in (given.project_urls or {}).items():
+        if not re.match("https://[^/ ]+/[^ ]+", address) or (label == "Repository" and not ADDRESS.fullmatch(address)):
+            yield f"the URL {label} is {address!r}"
+    for where, version in versions(root).items():
+        if Version(version) != given.version:
+            yield f"the version is {given.version}, but {version} in {where}"
+
+
+def versions(root: Path) -> dict[str, str]:
+    """The version that each file of a checkout gives."""
+    tree = ast.parse((root / "amaml_core" / "__init__.py").read_text(encoding="utf-8"))
+    assigned = {n.targets[0].id: n.value for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
+    return {
+        "amaml_core.__version__": ast.literal_eval(assigned["__version__"]),
+        "pyproject.toml": tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"],
+        "CITATION.cff": yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))["version"],
+        "CHANGELOG.md": re.findall(r"^## (\d\S*)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[0],
+    }
+
+
+def unreleased(root: Path, tag: str) -> Iterator[str]:
+    """Why a tag is no release: it is not the version, or the changes of that version have no date yet."""
+    version = versions(root)["pyproject.toml"]
+    if tag != f"v{version}":
+        yield f"the tag is {tag}, and the version {version}"
+    if not re.search(rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", (root / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE):
+        yield f"CHANGELOG.md has no entry `## {version} (YYYY-MM-DD)`"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    tag = (sys.argv[1:] if arguments is None else arguments)[:1]
+    with alone(ROOT / "_build" / "dist", "building the package") as work:
+        files = build(ROOT, work)
+        found = [*problems(files, ROOT), *(unreleased(ROOT, tag[0]) if tag else [])]
+        for problem in found:
+            print(problem, file=sys.stderr)
+        if not found:
+            shutil.rmtree(ROOT / "dist", ignore_errors=True)
+            (work / "dist").rename(ROOT / "dist")
+            print("\n".join(f"dist/{file.name}" for file in files))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The notebooks' figures as SVG and PNG, in ``_build/figures``, and which differ from the last commit: ``python -m tools.figures``."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import nbformat
+from nbformat import NotebookNode
+from playwright.sync_api import sync_playwright
+
+from .book import BUILD
+from .notebooks import NOTEBOOKS, ROOT, alone, names
+from .pdf import chromium
+
+
+def figures(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
+    """The drawings of a notebook, each after its name, or after the number of its cell if it has none."""
+    for number, cell in enumerate(notebook.cells, start=1):
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name", f"cell-{number}")
+        drawings = [output.data["image/svg+xml"] for output in cell.get("outputs", []) if "image/svg+xml" in output.get("data", {})]
+        for count, drawing in enumerate(drawings, start=1):
+            yield (name if count == 1 else f"{name}-{count}"), drawing
+
+
+def committed(name: str) -> dict[str, str]:
+    """The figures of a chapter's notebook in the last commit; none if it has no such notebook."""
+    done = subprocess.run(["git", "show", f"HEAD:book/{name}.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    return dict(figures(nbformat.reads(done.stdout, as_version=4))) if done.returncode == 0 else {}
+
+
+def main() -> int:
+    try:
+        program = chromium()
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    target = BUILD / "figures"
+    with alone(BUILD / "figures-work", "taking out the figures") as work, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(device_scale_factor=2)
+        for name in names():
+            before = committed(name)
+            for figure, drawing in figures(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)):
+                path = work / "made" / f"{name}-{figure}.svg"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(drawing, encoding="utf-8")
+                page.set_content(drawing)
+                page.locator("svg").first.screenshot(path=path.with_suffix(".png"))
+                state = "new" if figure not in before else "as committed" if before[figure] == drawing else "differs"
+                print(f"- {state}: {name}, {figure}", flush=True)
+        browser.close()
+        shutil.rmtree(target, ignore_errors=True)
+        (work / "made").rename(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
