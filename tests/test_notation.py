@@ -12,7 +12,9 @@ PAGES = [
     *ROOT.glob("book/*.md"),
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
 ]
-CODE = re.compile(r"^(`{3,})(?:\{code-cell\}|\{code-block\}|\{eval-rst\}|\{literalinclude\}|python|bibtex|mermaid)[^\n]*\n.*?^\1\n", re.S | re.M)
+CODE = re.compile(
+    r"^(`{3,})(?:\{code-cell\}|\{code-block\}|\{eval-rst\}|\{literalinclude\}|python|bibtex|mermaid)[^\n]*\n.*?^\1\n", re.S | re.M
+)
 WORDS = re.compile(r"`[^`\n]*`|\{cite[^}]*\}`[^`]*`|https?://\S+|^:label:.*$", re.M)
 # What must not stand there, and what stands for it.
 NOTATION = {
