@@ -219,7 +219,10 @@ def _columns(path: Path, ratings: int) -> tuple[np.ndarray, ...]:
                 raise ValueError(
                     f"it holds {str(sizes)[:200]} bytes instead of user, item and rating"
                 )  # so none is too large to read
-            return file["user"], file["item"], file["rating"]
+            columns = tuple(file[name] for name in ("user", "item", "rating"))
+            if not all(isinstance(column, np.ndarray) for column in columns):  # NumPy gives the bytes of what it does not know
+                raise ValueError("one of its entries is no array")
+            return columns
     except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
         raise ValueError(f"{path} is not a whole table of arrays: {error}; {REMEDY}") from None
 

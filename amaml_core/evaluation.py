@@ -14,7 +14,7 @@ from torch import Tensor
 from .chain import chain
 from .inner import InnerLoop
 from .kernel import Kernel
-from .meta import Method, checked, chunk_size, normal, outside_inference
+from .meta import Method, check_call, checked, chunk_size, normal, outside_inference
 from .numerics import detached
 from .problem import Problem
 from .settings import positive
@@ -76,6 +76,7 @@ def adapt(
     >>> adapt(MAML(lr=0.1), problem, problem.initial_parameters(), tasks, steps=20).shape
     torch.Size([3, 2])
     """
+    check_call(problem, _inner_step(method))
     with detached(problem.tf32), problem.guarded():
         found = list(_along(method, problem, theta, tasks, (steps,), phi))
     return in_order([u for *_, u in found], [places for places, *_ in found])
@@ -120,6 +121,9 @@ def evaluate(
     >>> list(table.columns), len(table)
     (['task', 'step', 'support', 'query'], 6)
     """
+    check_call(problem, _inner_step(method))
+    if not callable(metric):
+        raise TypeError(f"metric must be a function of (prediction, target), not {type(metric).__name__}")
     tables = []
     with detached(problem.tf32), problem.guarded():
         for places, k, chunk, u in _along(method, problem, theta, tasks, steps, phi):
@@ -139,6 +143,11 @@ def errors_of(metric: Metric, prediction: Any, y: Any, tasks: int) -> Tensor:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"a metric must return the error of each of B={tasks} tasks, a tensor (B,), not {what}")
     return found if found.is_floating_point() else found.double()
+
+
+def _inner_step(method: Any) -> Any:
+    """The inner loop of a method, if it is one and has one."""
+    return None if isinstance(method, type) else getattr(method, "inner_step", None)
 
 
 def _along(

@@ -169,10 +169,10 @@ class Dopri5:
         return self.tableau
 
     def __post_init__(self) -> None:
+        positive(self, "rtol", or_zero=True)
+        positive(self, "atol", or_zero=True)
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"Dopri5 needs positive tolerances, not rtol={self.rtol}, atol={self.atol}")
-        positive(self, "rtol")
-        positive(self, "atol")
         count(self, "max_steps")
 
 

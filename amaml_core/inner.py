@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .settings import count, positive
+from .settings import count, positive, tensor
 from .tasks import Tasks
 
 
@@ -47,12 +47,12 @@ class InnerLoop:
         positive(self, "weight_decay", or_zero=True)
         count(self, "seed", least=0)
         if self.mask is not None:
-            mask = torch.as_tensor(self.mask)
+            mask = tensor(self, "mask")
             if mask.ndim != 1 or not ((mask == 0) | (mask == 1)).all():
                 raise ValueError(f"mask must be (P,), true or false for each parameter, not {tuple(mask.shape)} of {mask.dtype}")
-            object.__setattr__(self, "mask", mask.detach().bool().clone())
+            object.__setattr__(self, "mask", mask.bool())
         if self.minibatch is not None:
-            if self.minibatch < 1:
+            if isinstance(self.minibatch, int) and self.minibatch < 1:
                 raise ValueError(f"minibatch must be at least 1 or None, not {self.minibatch}")
             count(self, "minibatch")
         if self.clip_norm is not None:

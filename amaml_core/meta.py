@@ -212,6 +212,18 @@ def _kept(each: MetaGradient) -> Tensor:
     return torch.ones_like(each.query_loss, dtype=torch.bool) if diverged is None else ~diverged
 
 
+def check_call(problem: Problem, method: Any) -> None:
+    """Refuse what is no problem, or no method: a class in place of its instance, or something that cannot be called.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"problem must be a Problem, not {problem!r:.100}")
+    if isinstance(method, type) or not callable(method):
+        raise TypeError(f"the method must be one like MAML(lr=0.1, steps=5), or a function, not {method!r:.100}")
+
+
 def checked(
     method: Any, problem: Problem, theta: Tensor, tasks: Ragged, phi: Tensor | None, function: Callable | None = None
 ) -> list[tuple[Tasks, list[int]]]:
@@ -219,6 +231,7 @@ def checked(
 
     ``function`` is what will be given phi, the method itself by default.
     """
+    check_call(problem, function or method)
     batches = batches_of(tasks)
     for batch, _ in batches:
         check_theta(problem, theta, batch, phi)

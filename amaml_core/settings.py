@@ -6,6 +6,9 @@ import math
 import operator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 def count(settings: Any, name: str, least: int = 1) -> None:
     """Make an entry of frozen settings a Python integer that is at least 1, or ``least``.
@@ -36,9 +39,24 @@ def positive(settings: Any, name: str, or_zero: bool = False) -> None:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{owner} needs a number for {name}, not {value!r}") from None
+    except OverflowError:  # an integer beyond all floats
+        number = math.inf
     if not (number > 0 or or_zero and number == 0) or math.isinf(number):
         raise ValueError(f"{owner} needs {name} {'>=' if or_zero else '>'} 0, not {number}")
     object.__setattr__(settings, name, number)
+
+
+def tensor(settings: Any, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """An entry of settings, numbers in a list among them, as a tensor of its own.
+
+    Raises:
+        TypeError: it is none.
+    """
+    value = getattr(settings, name)
+    try:
+        return torch.as_tensor(value, dtype=dtype).detach().clone()
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{type(settings).__name__} needs numbers for {name}, not {value!r:.100} ({error})") from None
 
 
 def one_of(settings: Any, name: str, allowed: tuple) -> None:

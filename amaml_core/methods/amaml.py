@@ -20,7 +20,7 @@ from ..kernel import Kernel
 from ..meta import Diagnostics, Pullback
 from ..optimizers import Adam
 from ..problem import Problem
-from ..settings import instance, one_of, positive
+from ..settings import instance, one_of, positive, tensor
 from ..tasks import Tasks
 
 
@@ -103,7 +103,7 @@ class AMAML:
             if isinstance(self.solver, Dopri5):
                 raise ValueError("Dopri5 chooses its own step sizes; leave step_sizes out")
             if not callable(self.step_sizes):
-                object.__setattr__(self, "step_sizes", self._checked(torch.as_tensor(self.step_sizes).detach().clone()))
+                object.__setattr__(self, "step_sizes", self._checked(tensor(self, "step_sizes")))
                 if backsolve and self.step_sizes.shape[1] > 1:
                     raise ValueError("Backsolve follows one flow; it needs one step size for all parameters")
         if self.query_weights is not None:
@@ -125,7 +125,7 @@ class AMAML:
     def _check_query_weights(self, backsolve: bool) -> None:
         if backsolve or isinstance(self.solver, Dopri5):
             raise ValueError("query_weights belong to the states after each step; they need a fixed-step solver and stored states")
-        weights = torch.as_tensor(self.query_weights, dtype=torch.float64).detach().cpu().clone()
+        weights = tensor(self, "query_weights", torch.float64).cpu()
         if weights.shape != (self.solver.steps,) or not ((weights >= 0) & weights.isfinite()).all() or not weights.any():
             raise ValueError(f"query_weights must be (K={self.solver.steps},), >= 0 and not all zero, not {tuple(weights.shape)}")
         object.__setattr__(self, "query_weights", weights)

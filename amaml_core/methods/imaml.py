@@ -114,6 +114,7 @@ class HessianFree:
         for name in ("cg_steps", "steps", "halvings"):
             count(self, name)
         instance(self, "inner", (InnerLoop,))
+        positive(self, "slope_share", or_zero=True)
         if not 0 < self.slope_share < 1:
             raise ValueError(f"HessianFree needs 0 < slope_share < 1, not {self.slope_share}")
         if self.inner.minibatch is not None or self.inner.clip_norm is not None:
