@@ -107,7 +107,9 @@ def with_watermark(notebook: NotebookNode) -> NotebookNode:
     run = notebook.metadata.get(RUN)
     if run:
         made = ", ".join(f"{package} {version}" for package, version in run.versions.items())
-        said = f"Run on {run.date} at the profile {run.profile} in {run.seconds} s, commit {run.commit}, with {made}; {run.machine}."
+        said = (
+            f"Run on {run.date} at the profile {run.profile} in {run.seconds} s, commit {run.commit}, with {made}; {run.machine}."
+        )
         notebook.cells.append(new_markdown_cell(f"<small>{html.escape(said, quote=False)}</small>"))
     return notebook
 
