@@ -600,8 +600,19 @@ def tree(chapter, tmp_path, monkeypatch, nowhere):
 def test_without_an_address_the_book_is_rendered_as_it_is(tree, tmp_path):
     config, notebook = tree()
     assert config.read_bytes() == (ROOT / "_config.yml").read_bytes()
-    assert (tmp_path / "tree/book/one.ipynb").read_bytes() == (tmp_path / "book/one.ipynb").read_bytes()
+    assert notebook == nbformat.read(tmp_path / "book/one.ipynb", as_version=4)
     assert not any("git" in cell.source for cell in notebook.cells)
+
+
+def test_every_page_of_a_run_ends_with_when_where_and_with_what(tree, tmp_path):
+    tree()
+    notebooks.run("one", "smoke")
+    notebooks.publish("one", "smoke")
+    _, notebook = tree()
+    run = notebook.metadata[notebooks.RUN]
+    last = notebook.cells[-1].source
+    assert all(str(part) in last for part in (run.date, run.profile, run.commit, torch.__version__, run.versions.numpy))
+    assert len(notebook.cells) == 1 + len(nbformat.read(tmp_path / "book/one.ipynb", as_version=4).cells)
 
 
 def test_where_a_build_knows_the_address_pages_have_buttons_and_notebooks_fetch_the_code(tree, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ python -m tools.book report                   which data are real, and where the
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from amaml_core.datasets import RATINGS, data_root
 
@@ -93,10 +95,8 @@ def copy_tree(tree: Path, profile: str | None) -> None:
             way_out = "make refresh" if profile is None else f"make notebooks PROFILE={profile}"
             raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `{way_out}`")
         rendered[name] = nbformat.read(notebook, as_version=4)
-        if address:
-            nbformat.write(with_setup(rendered[name], address), tree / "book" / f"{name}.ipynb")
-        else:
-            shutil.copy(notebook, tree / "book" / f"{name}.ipynb")
+        shown = with_setup(with_watermark(nbformat.read(notebook, as_version=4)), address)
+        nbformat.write(shown, tree / "book" / f"{name}.ipynb")
     for page, place, text in (("status", STATUS, status(rendered)), ("promises", COUNTS, counts())):
         path = tree / "book" / f"{page}.md"
         path.write_text(path.read_text(encoding="utf-8").replace(place, text), encoding="utf-8")
@@ -105,6 +105,18 @@ def copy_tree(tree: Path, profile: str | None) -> None:
     if address:
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         (tree / "_config.yml").write_text(yaml.safe_dump(with_buttons(config, address, ROOT)), encoding="utf-8")
+
+
+def with_watermark(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with a last line that says when, where and with what it was run; as it is, if it does not know."""
+    run = notebook.metadata.get(RUN)
+    if run:
+        made = ", ".join(f"{package} {version}" for package, version in run.versions.items())
+        said = (
+            f"Run on {run.date} at the profile {run.profile} in {run.seconds} s, commit {run.commit}, with {made}; {run.machine}."
+        )
+        notebook.cells.append(new_markdown_cell(f"<small>{html.escape(said, quote=False)}</small>"))
+    return notebook
 
 
 def status(notebooks: dict[str, NotebookNode]) -> str:

@@ -1,4 +1,4 @@
-"""The notebooks' figures as SVG and PNG, in ``_build/figures``; which differ from the last commit: ``python -m tools.figures``."""
+"""The notebooks' figures as SVG and PNG, in ``_build/figures``, and which are not as committed: ``python -m tools.figures``."""
 
 from __future__ import annotations
 
