@@ -23,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 
 import amaml_core
 from amaml_core import samplers
-from tools import book, notebooks, repository
+from tools import book, faults, notebooks, repository
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -75,9 +75,9 @@ def test_the_page_of_promises_names_tests_that_exist_and_nothing_was_lost():
     named = {name for name in re.findall(r"`((?:faults/|test_)[\w./]+)`", text)}
     assert len(named) > 15
     assert [name for name in named if not (ROOT / "tests" / (name if name.endswith(".py") else f"{name}.py")).is_file()] == []
-    counts = json.loads(book.FAULTS.read_text())
+    counts = json.loads(faults.FAULTS.read_text())
     assert {name.split()[0] for name in counts} == {"kill", "fuzz"} and all(c["tried"] > 0 == c["lost"] for c in counts.values())
-    assert book.counts().count("\n") == len(counts) + 1
+    assert faults.table().count("\n") == len(counts) + 1
 
 
 def test_no_notebook_without_a_source():

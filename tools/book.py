@@ -26,6 +26,7 @@ from nbformat.v4 import new_markdown_cell
 
 from amaml_core.datasets import RATINGS, data_root
 
+from . import faults
 from .icons import trim
 from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
 from .repository import building, with_buttons, with_setup
@@ -34,7 +35,6 @@ BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
 STATUS = "<!-- the runs: tools/book.py writes them here when the book is rendered -->"
 COUNTS = "<!-- the counts: tools/book.py writes them here when the book is rendered -->"
-FAULTS = ROOT / "results" / "faults.json"
 DATA = {**RATINGS, "omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
 
 
@@ -97,7 +97,7 @@ def copy_tree(tree: Path, profile: str | None) -> None:
         rendered[name] = nbformat.read(notebook, as_version=4)
         shown = with_setup(with_watermark(nbformat.read(notebook, as_version=4)), address)
         nbformat.write(shown, tree / "book" / f"{name}.ipynb")
-    for page, place, text in (("status", STATUS, status(rendered)), ("promises", COUNTS, counts())):
+    for page, place, text in (("status", STATUS, status(rendered)), ("promises", COUNTS, faults.table())):
         path = tree / "book" / f"{page}.md"
         path.write_text(path.read_text(encoding="utf-8").replace(place, text), encoding="utf-8")
     for file in ("_config.yml", "_toc.yml"):
@@ -141,15 +141,6 @@ def status(notebooks: dict[str, NotebookNode]) -> str:
     if total:
         lines += ["", f"The runs that are recorded took {total / 60:.0f} minutes in all."]
     return "\n".join([*lines, "", *(f"{letter}\n: {place}\n" for place, letter in places.items())])
-
-
-def counts() -> str:
-    """What was tried by the scripts of ``tests/faults`` and what was lost, as Markdown."""
-    lines = ["| fault | tried | lost | date | commit |", "|---|---|---|---|---|"]
-    for fault, found in json.loads(FAULTS.read_text(encoding="utf-8")).items():
-        date = found["date"].replace("-", "\N{NON-BREAKING HYPHEN}")
-        lines.append(f"| {fault} | {found['tried']:,} | {found['lost']:,} | {date} | `{found['commit'][:8]}` |")
-    return "\n".join(lines)
 
 
 def data_report() -> str:

@@ -41,6 +41,7 @@ from data_scripts import jester, mini_imagenet, movielens, omniglot
 from data_scripts.archives import stream_tar
 from data_scripts.common import DataError, Source
 from experiments.common import records
+from tools.faults import keep
 
 ALL_CASES = 100_000
 TOKENS = [
@@ -399,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=ALL_CASES, help="how many in all")
     parser.add_argument("--seed", type=int, default=0, help="of the damage")
     parser.add_argument("--only", default="", metavar="KIND", help="only kinds whose name contains this")
+    parser.add_argument("--record", type=Path, help="a JSON file that gets the counts")
     arguments = parser.parse_args(argv)
     report = fuzz(arguments.cases, arguments.seed, arguments.only, print)
     if not report.counts:
@@ -407,6 +409,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"fuzz: {summary(report.total).strip()}; {peak:.0f} MB at most")
+    if arguments.record:
+        counts = {f"fuzz {name}": {"tried": c.total(), "lost": c["wrong"]} for name, c in report.counts.items()}
+        keep(arguments.record, counts)
     return 1 if report.wrong else 0
 
 

@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -29,13 +28,14 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 from problems import F64, mlp  # noqa: E402
 
 from amaml_core import AMAML, Euler, Problem, fit, training  # noqa: E402
-from amaml_core.records import commit, machine, write_beside  # noqa: E402
+from amaml_core.records import write_beside  # noqa: E402
 from amaml_core.samplers import CosMixture, FunctionSampler  # noqa: E402
 from data_scripts import movielens_100k  # noqa: E402
 from data_scripts.common import prepare  # noqa: E402
 from experiments.common import records  # noqa: E402
 from experiments.common.cells import Cell, missing, run_cells  # noqa: E402
 from tools import notebooks  # noqa: E402
+from tools.faults import keep  # noqa: E402
 
 
 def train(folder: Path) -> object:
@@ -172,10 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         counts[name] = {"tried": arguments.trials, "lost": len(lost)}
         print(f"{name}: {arguments.trials} kills, {len(lost)} lost", *sorted(set(lost)), sep="\n    ", flush=True)
     if arguments.record:
-        known = json.loads(arguments.record.read_text()) if arguments.record.exists() else {}
-        stamp = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "machine": machine()}
-        known |= {f"kill {name}": count | stamp for name, count in counts.items()}
-        write_beside(arguments.record, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+        keep(arguments.record, {f"kill {name}": count for name, count in counts.items()})
     total = {key: sum(count[key] for count in counts.values()) for key in ("tried", "lost")}
     print(f"{total['tried']} kills, {total['lost']} lost")
     return int(total["lost"] > 0)
