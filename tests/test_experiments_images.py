@@ -306,14 +306,11 @@ def test_what_is_concluded_of_the_shortened_trainings_follows_from_their_rows(re
     assert len(found) == 6 and {c.verdict for c in found} == {"not run"}
     exact = reduced["row"].isin(settings.EXACT)
     noise = np.random.default_rng(0).integers(-1, 2, len(reduced))
-    table = as_at_a_cpu_size(reduced.assign(right=np.where(exact, 20, 10) + noise))
+    table = reduced.assign(right=np.where(exact, 20, np.where(reduced["row"].isin(beside.IMPLICIT), 5, 10)) + noise)
     assert [c.verdict for c in beside.conclusions(NOTHING | {"cpu-omniglot": table})][:3] == ["holds"] * 3
-    last = table["update"].eq(300) & table["set"].eq("validation") & table["row"].eq("iMAML-HF")
-    climbing = table.assign(right=table["right"] + last)
-    better = climbing.assign(right=climbing["right"] + 15 * climbing["row"].eq("FOMAML") + climbing["row"].eq("MAML"))
-    verdicts = [c.verdict for c in beside.conclusions(NOTHING | {"cpu-omniglot": better})][:3]
-    assert verdicts == ["holds in part", "holds in part", "holds in part"]
-    assert beside.gain(climbing, "iMAML-HF").mean == pytest.approx(4.0) and beside.gain(climbing, "MAML").mean == 0
+    raised = table["row"].map({"FOMAML": 15, "MAML": 1, "iMAML-HF": 7}).fillna(0)
+    better = table.assign(right=table["right"] + raised)
+    assert [c.verdict for c in beside.conclusions(NOTHING | {"cpu-omniglot": better})][:3] == ["holds in part"] * 3
 
 
 def test_the_table_beside_the_papers_says_how_many_updates_a_number_has(reduced, monkeypatch):
