@@ -53,7 +53,7 @@ def render(profile: str | None) -> None:
         began = time.time()
         copy_tree(work / "tree", profile)
         program = Path(sys.executable).with_name("jupyter-book")
-        command = [program, "build", work / "tree", "--path-output", work, "-W", "-n", "--keep-going", "-q"]
+        command = [str(program), "build", str(work / "tree"), "--path-output", str(work), "-W", "-n", "--keep-going", "-q"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # names the folder of the work
         trim(work / "_build" / "html")
         for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
@@ -76,7 +76,7 @@ def links() -> None:
     with alone(BUILD / "work", "rendering the book") as work:
         copy_tree(work / "tree", None)
         program = Path(sys.executable).with_name("jupyter-book")
-        command = [program, "build", work / "tree", "--path-output", work, "--builder", "linkcheck", "-q"]
+        command = [str(program), "build", str(work / "tree"), "--path-output", str(work), "--builder", "linkcheck", "-q"]
         subprocess.run(command, cwd=ROOT, check=True)
 
 

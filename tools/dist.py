@@ -41,7 +41,7 @@ def build(root: Path, work: Path) -> list[Path]:
         if not name.startswith(("results/", "book/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, source / name)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "dist", source]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(work / "dist"), str(source)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return sorted((work / "dist").iterdir())
 

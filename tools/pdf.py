@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import Error, PdfMargins, sync_playwright
 
 from .book import BUILD, INDEX
 from .notebooks import alone
@@ -50,11 +50,10 @@ def print_pages(chosen: dict[str, Path], target: Path) -> None:
     with alone(target.with_name(f"{target.name}-work"), "printing the book") as work, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(color_scheme="light")
-        made = work / "pdf"
+        made, margin = work / "pdf", PdfMargins(top="18mm", bottom="18mm", left="15mm", right="15mm")
         for name, path in chosen.items():
             page.goto(path.as_uri())
             page.evaluate(SET)
-            margin = {"top": "18mm", "bottom": "18mm", "left": "15mm", "right": "15mm"}
             page.pdf(path=made / f"{name}.pdf", format="A4", margin=margin, print_background=True, outline=True, tagged=True)
             print(f"{name}.pdf", flush=True)
         browser.close()
