@@ -149,9 +149,11 @@ def conclusions(tables: Tables) -> list[Claim]:
         behind = [difference(table, row, other) for row in IMPLICIT for other in ROWS if other not in IMPLICIT]
         drawn = [
             ("the rows with an exact meta-gradient are ahead of all others",
-             "the interval of each difference, task by task, lies above 0", ahead, lambda d: -d.mean, lambda d: d.mean > d.half_width),
+             "the interval of each difference, task by task, lies above 0", ahead,
+             lambda d: -d.mean, lambda d: d.mean > d.half_width),
             ("the rows with an exact meta-gradient are level",
-             "the interval of each of their differences holds 0", level, lambda d: abs(d.mean), lambda d: abs(d.mean) <= d.half_width),
+             "the interval of each of their differences holds 0", level,
+             lambda d: abs(d.mean), lambda d: abs(d.mean) <= d.half_width),
             ("the iMAML rows are behind all others", "the interval of each difference, task by task, lies below 0", behind,
              lambda d: d.mean, lambda d: d.mean < -d.half_width),
         ]  # fmt: skip
