@@ -197,7 +197,7 @@ class Run:
     @property
     def token(self) -> int:
         """Where the generator is, as a small number."""
-        return zlib.crc32(self.generator.get_state().numpy())
+        return zlib.crc32(self.generator.get_state().numpy().tobytes())
 
     def load(self, meta_steps: int, ranks: Ranks) -> None:
         """Go on from the file, if there is one: all ranks from that of rank 0.

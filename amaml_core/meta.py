@@ -151,7 +151,7 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
     True
     """
     each = of_each(method, problem, theta, checked(method, problem, theta, tasks, phi), phi)
-    columns = [each.gradient] if each.phi_gradient is None else [each.gradient, each.phi_gradient]
+    columns = [part for part in (each.gradient, each.phi_gradient) if part is not None]
     gradient, *of_phi = mean(total(each, columns)).to(each.gradient).split([column.shape[1] for column in columns])
     return replace(each, gradient=gradient, phi_gradient=of_phi[0] if of_phi else None)
 
@@ -317,7 +317,7 @@ def _failure(
         (~values & kept).nonzero().flatten().tolist()
         for values in (estimate.adapted.isfinite().all(1), estimate.query_loss.isfinite())
     ]
-    gradients = [estimate.gradient] if phi is None else [estimate.gradient, estimate.phi_gradient]
+    gradients = [part for part in (estimate.gradient, estimate.phi_gradient) if part is not None]
     if not any(lost) and all([(gradient.isfinite().all(1) | ~kept).all() for gradient in gradients]):
         return None
     if lost[0]:

@@ -34,12 +34,11 @@ class Ranks:
         self._group, self._in_touch = group, group is not None
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(), dist.get_world_size())
 
-    def part(self, tasks: Ragged) -> Ragged:
-        """This rank's share of the tasks, about as many as another's: a list that may be empty, or the tasks if it is alone."""
-        if self.size == 1:
-            return tasks
-        count = sum(map(len, [tasks] if isinstance(tasks, Tasks) else tasks))
-        return between(tasks, self.rank * count // self.size, (self.rank + 1) * count // self.size)
+    def part(self, tasks: Ragged) -> list[Tasks]:
+        """This rank's share of the tasks, about as many as another's; it may be empty."""
+        groups = [tasks] if isinstance(tasks, Tasks) else list(tasks)
+        count = sum(map(len, groups))
+        return between(groups, self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, tensor: Tensor, token: int = 0) -> Tensor:
         """The sum over all ranks, the same bits on each, in the place of the tensor.

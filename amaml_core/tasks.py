@@ -169,15 +169,15 @@ def batches_of(tasks: Ragged) -> list[tuple[Tasks, list[int]]]:
     return [(_joined(parts), places) for parts, places in alike.values()]
 
 
-def between(tasks: Ragged, start: int, stop: int) -> list[Tasks]:
+def between(groups: Sequence[Tasks], start: int, stop: int) -> list[Tasks]:
     """The tasks from number ``start`` to before ``stop``, in the given order.
 
     >>> three, two = (Tasks(*torch.zeros(4, b, n, 1)) for b, n in ((3, 5), (2, 9)))
-    >>> [len(part) for part in between([three, two], 1, 4)], between(three, 2, 2)
+    >>> [len(part) for part in between([three, two], 1, 4)], between([three], 2, 2)
     ([2, 1], [])
     """
     found, place = [], 0
-    for part in [tasks] if isinstance(tasks, Tasks) else tasks:
+    for part in groups:
         low, high = max(start - place, 0), min(stop - place, len(part))
         if low < high:
             found.append(part[low:high])

@@ -149,7 +149,7 @@ def test_parts_of_a_meta_batch_are_even_and_in_order():
                 one = ranks.Ranks()
                 one.rank, one.size = rank, size
                 part = one.part(given)
-                parts.append([int(n) for group in ([part] if isinstance(part, Tasks) else part) for n in group.support_x])
+                parts.append([int(n) for group in part for n in group.support_x])
             assert sum(parts, []) == list(range(7))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

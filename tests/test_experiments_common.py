@@ -156,6 +156,7 @@ def fake(monkeypatch):
             raise DivergenceError("meta step 3")
         scratch.mkdir(parents=True, exist_ok=True)
         (scratch / f"{cell.name}.half").write_text("under way")
+        (scratch / f".{cell.name}.half.1.tmp").write_text("of a writer that was killed")
         return table(error=[0.5 * cell.seed, 1.0])
 
     monkeypatch.setitem(sys.modules, "experiments.fake.run", SimpleNamespace(run=run))
