@@ -92,8 +92,8 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Any
         Whether an embedding has a padding row, which ``vmap`` forgets.
 
     Raises:
-        ValueError: it draws random numbers, two equal calls differ, it changes its parameters, buffers or data, or it computes with
-            other parameters than those it is given.
+        ValueError: it cannot be computed for them, it draws random numbers, two equal calls differ, it changes its parameters,
+            buffers or data, or it computes with other parameters than those it is given.
     """
     parameters = dict(problem.model.named_parameters())
     buffers = {name: b for name, b in problem.model.named_buffers() if b is not None}
@@ -102,8 +102,14 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Any
     # Nothing of the user's is written to.
     copies = {id(t): t.clone() for t in (*buffers.values(), *kept) if _place(t) not in places}
     given = tree_map(torch.clone, (theta, *points))
-    with torch.enable_grad(), _Watch(places) as watch:
-        first, second = (function(*given, replaced=copies) for _ in range(2))
+    try:
+        with torch.enable_grad(), _Watch(places) as watch:
+            first, second = (function(*given, replaced=copies) for _ in range(2))
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tree_leaves(points))
+        raise ValueError(f"the model and the loss cannot be computed for the points of a task, {shapes}: {error}") from error
     changed = [name for name, b in buffers.items() if not _same(copies.get(id(b), b), b)]
     if changed:
         raise ValueError(
