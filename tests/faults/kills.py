@@ -22,38 +22,42 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which optimisers import when they are first made: here, once, and not in every fork
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from problems import F64, mlp  # noqa: E402
 
+import experiments.synthetic.run  # noqa: E402, F401
 from amaml_core import AMAML, Euler, Problem, fit, training  # noqa: E402
 from amaml_core.records import write_beside  # noqa: E402
 from amaml_core.samplers import CosMixture, FunctionSampler  # noqa: E402
 from data_scripts import movielens_100k  # noqa: E402
 from data_scripts.common import prepare  # noqa: E402
 from experiments.common import records  # noqa: E402
-from experiments.common.cells import Cell, missing, run_cells  # noqa: E402
+from experiments.common.cells import missing, run_cells  # noqa: E402
+from experiments.synthetic.settings import cells as synthetic_cells  # noqa: E402
 from tools import notebooks  # noqa: E402
 from tools.faults import keep  # noqa: E402
 
 
 def train(folder: Path) -> object:
-    """Forty meta steps with a checkpoint after each; theta."""
+    """Ten meta steps with a checkpoint after each; theta."""
     training.SAVE_EVERY_SECONDS = 0.0
     torch.manual_seed(0)
-    problem, sampler = Problem(mlp().double(), torch.nn.functional.mse_loss), FunctionSampler(CosMixture(), 5, 5, 4, dtype=F64)
+    problem = Problem(mlp().double(), torch.nn.functional.mse_loss, trace=False)
+    sampler = FunctionSampler(CosMixture(), 5, 5, 4, dtype=F64)
     adam = partial(torch.optim.Adam, lr=1e-2)
-    found = fit(AMAML(0.5, Euler(5)), problem, sampler, 40, adam, folder / "run.safetensors", seed=0, progress=False)
+    found = fit(AMAML(0.5, Euler(5)), problem, sampler, 10, adam, folder / "run.safetensors", seed=0, progress=False)
     return found.theta.tolist()
 
 
 def sweep(folder: Path) -> object:
-    """Six cells; their tables."""
-    cells = [Cell("efficiency", "bytes", {"size": "smoke", "methods": "long", "steps": k}, 0) for k in range(1, 7)]
+    """Four small cells; their tables."""
+    cells = [cell for cell in synthetic_cells("smoke") if cell.kind == "curves"][:4]
     run_cells(missing(cells, folder), folder)
-    found = {json.dumps(r.settings): r.table.to_dict("list") for r in records.read("efficiency", folder)}
-    return [found[json.dumps(cell.settings)] for cell in cells] if len(found) == len(cells) else len(found)
+    found = {record.key: record.table.to_dict("list") for record in records.read("synthetic", folder)}
+    return [found.get(cell.key) for cell in cells]
 
 
 def data(folder: Path) -> object:
@@ -68,8 +72,7 @@ def chapter(folder: Path) -> object:
     notebooks.ROOT, notebooks.NOTEBOOKS, notebooks.SOURCES = folder, folder / "book", folder / "book" / "src"
     notebooks.SOURCES.mkdir(parents=True, exist_ok=True)
     write_beside(notebooks.SOURCES / "one.md", CHAPTER.encode())
-    notebooks.main(["run", "one", "--profile", "smoke"])
-    notebook = json.loads(notebooks.run_path("one", "smoke").read_text(encoding="utf-8"))
+    notebook = json.loads(notebooks.run("one", "smoke").read_text(encoding="utf-8"))
     return [cell.get("outputs") for cell in notebook["cells"]]
 
 
@@ -85,7 +88,9 @@ kernelspec:
 ```{code-cell} python3
 :tags: [parameters]
 
-profile, seed = "book", 0
+import os
+profile = os.environ.get("AMAML_PROFILE", "book")
+seed = 0
 ```
 
 ```{code-cell} python3
