@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool
         description = _announce(f"low-rank ratings ({RATINGS[name]} not prepared)")
         return RatingData(*low_rank_ratings(**STAND_IN_RATINGS[name]), name, False, description)
     manifest, path = _manifest(folder, name), folder / "ratings.npz"
-    counts = manifest.get("counts")
+    counts: Any = manifest.get("counts")
     _require(_are_counts(counts), folder / "manifest.json", f"its counts are {counts!r:.100}, not numbers of users, items, ratings")
     _verify(path, manifest)
     user, item, rating = _columns(path, counts["ratings"])
@@ -139,7 +140,7 @@ def load_images(
             description = _announce("glyphs of the DejaVu fonts (Omniglot not prepared)")
             return ImageData(*glyph_images(stand_in_classes), name, False, description)
         manifest = _manifest(folder, name)
-        classes = manifest.get("classes")
+        classes: Any = manifest.get("classes")
         _require(_are_drawn(classes), folder / "manifest.json", "a class lacks its alphabet, character or split")
         images = _map(folder / "images.npy", manifest, (len(classes), 20, 28, 28))
         return ImageData(images, classes, name, True, "Omniglot")
@@ -150,7 +151,7 @@ def load_images(
         images, classes = glyph_images(sum(MINI_IMAGENET.values()), 20, 84, colour=True, seed=first, only=only)
         return ImageData(images, [{**entry, "split": part} for entry in classes], name, False, description)
     manifest = _manifest(folder, name)
-    listed = manifest["classes"].get(part) if isinstance(manifest.get("classes"), dict) else None
+    listed: Any = manifest["classes"].get(part) if isinstance(manifest.get("classes"), dict) else None
     _require(_are_words(listed), folder / "manifest.json", f"it does not list the classes of {part!r}")
     images = _map(folder / f"{part}.npy", manifest, (len(listed), 600, 84, 84, 3))
     return ImageData(images, [{"character": wnid, "split": part} for wnid in listed], name, True, "mini-ImageNet")
@@ -210,19 +211,17 @@ def _digest_of(path: Path, changed: int, size: int) -> str:
     return file_digest(path)
 
 
-def _columns(path: Path, ratings: int) -> tuple[np.ndarray, ...]:
+def _columns(path: Path, ratings: int) -> list[np.ndarray]:
     """User, item and rating of a file that has just been checked, or that has no digest: then it may be anything."""
     try:
-        with np.lib.npyio.NpzFile(path, allow_pickle=False) as file:
-            sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
+        with ZipFile(path) as file:
+            sizes = {entry.filename: entry.file_size for entry in file.infolist()}
             if sorted(sizes) != ["item.npy", "rating.npy", "user.npy"] or max(sizes.values()) > 4 * ratings + 1024:
                 raise ValueError(
                     f"it holds {str(sizes)[:200]} bytes instead of user, item and rating"
                 )  # so none is too large to read
-            columns = tuple(file[name] for name in ("user", "item", "rating"))
-            if not all(isinstance(column, np.ndarray) for column in columns):  # NumPy gives the bytes of what it does not know
-                raise ValueError("one of its entries is no array")
-            return columns
+            members = (file.open(f"{column}.npy") for column in ("user", "item", "rating"))
+            return [np.lib.format.read_array(member, allow_pickle=False) for member in members]
     except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
         raise ValueError(f"{path} is not a whole table of arrays: {error}; {REMEDY}") from None
 

@@ -523,7 +523,7 @@ def test_a_short_fuzz_run_finds_nothing_wrong():
 def test_the_fuzz_script_knows_what_is_wrong(tmp_path):
     path = tmp_path / "file"
     whole = fuzz.Kind(path, b"abc", path.read_bytes, ValueError, "")
-    assert fuzz.attempt(whole, b"abc", b"abd")[0] == "wrong"  # other content
+    assert fuzz.attempt(whole, b"abc", b"xyz")[0] == "wrong"  # other content
     assert fuzz.attempt(whole, b"abc", b"abc")[0] == "unchanged" and path.read_bytes() == b"abc"
     for error, remedy, outcome in (
         (ValueError("file: no; delete it"), "delete it", "refused"),
