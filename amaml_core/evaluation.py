@@ -138,7 +138,12 @@ def evaluate(
 
 def errors_of(metric: Metric, prediction: Any, y: Any, tasks: int) -> Tensor:
     """The error (B,) of each task, checked."""
-    found = metric(prediction, y)
+    try:
+        found = metric(prediction, y)
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"the metric cannot be computed for what the model predicts and the targets: {error}") from error
     if not isinstance(found, Tensor) or found.shape != (tasks,):
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"a metric must return the error of each of B={tasks} tasks, a tensor (B,), not {what}")
