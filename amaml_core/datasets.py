@@ -214,17 +214,6 @@ def _digest_of(path: Path, changed: int, size: int) -> str:
 def _columns(path: Path, ratings: int) -> list[np.ndarray]:
     """User, item and rating of a file that has just been checked, or that has no digest: then it may be anything."""
     try:
-<<<<<<< HEAD
-        archive: Any = np.lib.npyio.NpzFile(path, allow_pickle=False)  # type: ignore[arg-type]
-        with archive as file:
-            sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
-            if sorted(sizes) != ["item.npy", "rating.npy", "user.npy"] or max(sizes.values()) > 4 * ratings + 1024:
-                raise ValueError(f"it holds {str(sizes)[:200]} bytes instead of user, item and rating")  # none too large to read
-            columns = tuple(file[name] for name in ("user", "item", "rating"))
-            if not all(isinstance(column, np.ndarray) for column in columns):  # NumPy gives the bytes of what it does not know
-                raise ValueError("one of its entries is no array")
-            return columns
-=======
         with ZipFile(path) as file:
             sizes = {entry.filename: entry.file_size for entry in file.infolist()}
             if sorted(sizes) != ["item.npy", "rating.npy", "user.npy"] or max(sizes.values()) > 4 * ratings + 1024:
@@ -233,7 +222,6 @@ def _columns(path: Path, ratings: int) -> list[np.ndarray]:
                 )  # so none is too large to read
             members = (file.open(f"{column}.npy") for column in ("user", "item", "rating"))
             return [np.lib.format.read_array(member, allow_pickle=False) for member in members]
->>>>>>> 16cecb4a43d7a78f980d283abb00e9423499d566
     except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
         raise ValueError(f"{path} is not a whole table of arrays: {error}; {REMEDY}") from None
 
