@@ -72,7 +72,7 @@ def run(folder, rank, method="MAML", tasks=5, phi=False, ragged=False, fault=Non
         (folder / f"told.{rank}").write_text(str(step.meta_step))
 
     with torch.random.fork_rng():
-        torch.manual_seed(rank if fault == "other start" else 0)
+        torch.manual_seed(int(fault == "other start" and rank == at[0]))
         model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     if phi:
         options["phi"] = torch.tensor([0.3, -0.2], dtype=F64)
