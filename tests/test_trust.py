@@ -1373,7 +1373,7 @@ def test_what_sampler_and_loss_have_in_common_is_no_state(tmp_path):
 def test_a_checkpoint_that_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     steps = []
-    monkeypatch.setattr(training, "meta_gradient", lambda *given: steps.append(given))
+    monkeypatch.setattr(training, "of_each", lambda *given: steps.append(given))
     for path in (tmp_path / "file" / "theta", tmp_path):
         with pytest.raises((OSError, ValueError)):
             run(path)
