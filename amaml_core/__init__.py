@@ -13,7 +13,7 @@ from .methods import AMAML, FOMAML, IMAML, MAML, GradientDescent, HessianFree, R
 from .optimizers import Adam, Momentum
 from .problem import Problem
 from .tasks import Tasks
-from .training import FitResult, fit
+from .training import FitResult, NotSaved, fit
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "FOMAML",
     "IMAML",
     "MAML",
+    "NotSaved",
     "RK4",
     "Adam",
     "AdamAdaptation",

@@ -416,6 +416,9 @@ _, action, tree, option, out, *rest = sys.argv
 html = Path(out, "_build", "html")
 html.mkdir(parents=True)
 (html / "index.html").write_text(tree)
+(html / "_static" / "scripts").mkdir(parents=True)
+(html / "_static" / "scripts" / "fontawesome.js").write_text('a={{sun:[5,5,[],"f1","M1"]}}')
+(html / "icon.html").write_text("fa-sun")
 (html / "first").write_text(str(os.getpid()))
 for _ in range(1200):
     if not {wait!r} or Path({wait!r}).exists():
@@ -432,7 +435,7 @@ def builder(chapter, tmp_path):
     chapter("print(1)")
     committed("", "")
     (tmp_path / "examples").mkdir()
-    for file in ("_config.yml", "_toc.yml", "book/status.md"):
+    for file in ("_config.yml", "_toc.yml", "book/status.md", "book/promises.md"):
         (tmp_path / file).write_text("{}")
 
     def start(wait=None, status=0, name="builder"):
@@ -580,7 +583,8 @@ def tree(chapter, tmp_path, monkeypatch, nowhere):
     """``tree(pyproject)``: the copy of a book of one chapter that would be rendered, its configuration and its notebook."""
     chapter("print(1)")
     (tmp_path / "examples").mkdir()
-    (tmp_path / "book" / "status.md").touch()
+    for page in ("status", "promises"):
+        (tmp_path / "book" / f"{page}.md").touch()
     shutil.copy(ROOT / "_config.yml", tmp_path)
     shutil.copy(ROOT / "_toc.yml", tmp_path)
     monkeypatch.setattr(book, "ROOT", tmp_path)
