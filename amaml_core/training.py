@@ -149,8 +149,8 @@ def fit(
         DivergenceError: loss, adapted parameters or gradient are not finite.
         TypeError: an argument of another kind, or the optimiser cannot step on one gradient, or optimiser or scheduler have a
             state that a checkpoint cannot hold.
-        OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`amaml_core.NotSaved`, with what
-            was trained, if it could not be written at the end.
+        OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`amaml_core.NotSaved`,
+            with what was trained, if it could not be written at the end.
         ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold,
             the method cannot learn what it should, arguments that cannot work or do not go together, or ranks that were given
             different runs.
