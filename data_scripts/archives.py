@@ -20,7 +20,9 @@ NOT_ONE = "not an archive to trust; get the official one"
 
 
 def check_name(archive: Path, name: str) -> None:
-    """Raise DataError if a member's name leads out of the folder that it would be unpacked into."""
+    """Raise DataError if a member's name leads out of the folder that it would be unpacked into, or is none."""
+    if "\0" in name:
+        raise DataError(f"{archive} holds {name[:200]!r}, which names no file: {NOT_ONE}")
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise DataError(f"{archive} holds {name[:200]!r}, a path that leaves its folder: {NOT_ONE}")
