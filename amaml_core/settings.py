@@ -27,6 +27,21 @@ def count(settings: Any, name: str, least: int = 1) -> None:
     object.__setattr__(settings, name, number)
 
 
+def whole(value: Any, name: str, least: int) -> int:
+    """An argument as a Python integer that is at least so large, and fits 64 bits.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        number = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number < 2**63:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r:.80}")
+    return number
+
+
 def positive(settings: Any, name: str, or_zero: bool = False) -> None:
     """Make an entry of frozen settings a Python float that is finite and > 0, or >= 0.
 

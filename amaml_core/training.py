@@ -22,6 +22,7 @@ from .meta import Method, checked, mean, of_each, total
 from .outer import MakeOptimizer, MakeScheduler, OuterLoop
 from .problem import Problem
 from .ranks import Ranks, joined
+from .settings import whole
 from .tasks import Ragged, batches_of
 from .validation import Best, Validation
 
@@ -151,9 +152,9 @@ def fit(
             state that a checkpoint cannot hold.
         OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`amaml_core.NotSaved`,
             with what was trained, if it could not be written at the end.
-        ValueError: ``meta_steps`` < 1, the checkpoint belongs to another run, the sampler has a state that it could not hold,
-            the method cannot learn what it should, arguments that cannot work or do not go together, or ranks that were given
-            different runs.
+        ValueError: ``meta_steps`` < 1, ``seed`` < 0, the checkpoint belongs to another run, the sampler has a state that it could
+            not hold, the method cannot learn what it should, arguments that cannot work or do not go together, or ranks that were
+            given different runs.
         RuntimeError: another rank has failed, has ended without a word, or does not answer.
 
     >>> from amaml_core import FOMAML, Tasks
@@ -166,8 +167,7 @@ def fit(
     >>> found.best_step in (5, 10, 15, 20)
     True
     """
-    if meta_steps != int(meta_steps) or meta_steps < 1:
-        raise ValueError(f"meta_steps must be a whole number of at least 1, not {meta_steps}")
+    meta_steps, seed = whole(meta_steps, "meta_steps", 1), whole(seed, "seed", 0)
     check_functions(callbacks, sampler=sampler, optimizer=optimizer, scheduler=scheduler)
     with joined(distributed) as ranks:
         watched = Validation(validation, validate_every, metric, lower_is_better, patience)
