@@ -607,3 +607,11 @@ def test_what_is_concluded_of_horizons_follows_from_their_rows(reduced):
     assert [c.verdict for c in horizons.conclusions(lower)] == ["does not hold", "holds", "holds in part"]
     shown = horizons.by_horizon(table)
     assert list(shown.index) == list(size.rows) and shown["less that at T = 0.5"][horizons.SHORT] == "-12.0 ± 0.0"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, []]", b"[1, [], NaN]", b"3", b"\xff"])
+def test_what_a_watch_has_seen_is_refused_when_it_is_damaged(tmp_path, content):
+    path = tmp_path / "cell.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cell\.json is damaged: .*; delete it and the checkpoint beside it"):
+        Watch(SIZES["smoke"], 3, None, path)

@@ -19,6 +19,7 @@ from amaml_core.loop import MetaStep
 from amaml_core.meta import Method
 from amaml_core.records import write_beside
 from amaml_core.samplers import ImageSampler, split_classes
+from amaml_core.strict import parse
 from amaml_core.tasks import Tasks
 from amaml_core.training import FitResult
 
@@ -127,6 +128,9 @@ class Watch:
 
     What it has seen stands in a file beside the checkpoint, so that the seconds and the points of an interrupted training count.
 
+    Raises:
+        ValueError: that file is damaged.
+
     Attributes:
         seconds: of training so far.
         points: ``(meta update, accuracies of the validation tasks, seconds of training until then)``.
@@ -138,7 +142,10 @@ class Watch:
         self._size, self._measure, self._path = size, measure, path
         self._saved = time.monotonic()
         if path is not None and path.exists():
-            self.seconds, self.points, self.updates = json.loads(path.read_text())
+            try:
+                self.seconds, self.points, self.updates = parse(path.read_bytes())
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path} is damaged: {error}; delete it and the checkpoint beside it") from None
 
     def __call__(self, step: MetaStep) -> None:
         """Take note of a meta update.
