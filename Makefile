@@ -149,7 +149,7 @@ bench: $(VENV)-bench/.ready  ## compare with other libraries (hours; BENCH=--qui
 
 full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again, SCHEDULER=tcp://HOST:PORT: on a Dask cluster)
 	$(SUBMAKE) data
-	@$(PY) -m experiments --jobs "$$JOBS" --scheduler="$$SCHEDULER" $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
+	@$(PY) -m experiments --jobs "$$JOBS" $(if $(SCHEDULER),--scheduler="$$SCHEDULER") $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
 dist: $(READY)  ## build the wheel and the source archive into dist, and check them
 	@$(PY) -m tools.dist $(if $(TAG),"$$TAG")

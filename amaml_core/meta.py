@@ -152,7 +152,8 @@ def meta_gradient(method: Method, problem: Problem, theta: Tensor, tasks: Ragged
     """
     each = of_each(method, problem, theta, checked(method, problem, theta, tasks, phi), phi)
     columns = [part for part in (each.gradient, each.phi_gradient) if part is not None]
-    gradient, *of_phi = mean(total(each, columns)).to(each.gradient).split([column.shape[1] for column in columns])
+    with detached(problem.tf32):
+        gradient, *of_phi = mean(total(each, columns)).to(each.gradient).split([column.shape[1] for column in columns])
     return replace(each, gradient=gradient, phi_gradient=of_phi[0] if of_phi else None)
 
 

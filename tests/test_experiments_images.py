@@ -419,7 +419,7 @@ def test_one_at_a_time_does_not_depend_on_the_other_query_images():
 def test_figures_of_the_full_sizes_are_never_of_a_stand_in(no_data):
     for name in settings.FULL:
         with pytest.raises(FileNotFoundError):
-            samplers("MAML", SIZES[name], settings.recipe("MAML", SIZES[name]), 0)
+            samplers("A-MAML, T=0.5", SIZES[name], settings.recipe("A-MAML, T=0.5", SIZES[name]), 0)
 
 
 def test_reptile_sees_all_drawings_in_its_support_set(no_data):

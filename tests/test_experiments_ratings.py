@@ -98,7 +98,7 @@ def test_table_2_doubles_the_steps_and_measures_there():
 
 def test_every_cell_has_a_name_of_its_own_and_the_chosen_trial():
     cells = settings.cells("full")
-    assert len(cells) == 10 + 10 + 3 * 2 * 3 + 2 * 5 * 3 * 2 * 3 + 2 * 3 * 2 * 3
+    assert len(cells) == 10 + 10 + 3 * 2 * 3 + 2 * 5 * 3 * 2 * 3 + 2 * 3 * 2 * 3 + 2 * 5 * 3
     assert len({c.name for c in cells}) == len(cells) and max(len(c.name) for c in cells) < 240
     for c in cells:
         if c.kind == "errors":

@@ -185,8 +185,9 @@ def test_a_first_call_that_fails_is_not_held_against_the_model():
         return mse_loss(prediction, target)
 
     problem = Problem(problem.model, loss)
-    with pytest.raises(RuntimeError, match="the disk is full"):
+    with pytest.raises(ValueError, match="the disk is full") as raised:
         meta_gradient(METHODS[0], problem, theta, tasks)
+    assert isinstance(raised.value.__cause__, RuntimeError)
     fails[0] = False
     for _ in range(3):
         meta_gradient(METHODS[0], problem, theta, tasks)
