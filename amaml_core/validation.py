@@ -38,6 +38,8 @@ class Validation:
 
     def __post_init__(self) -> None:
         count(self, "validate_every")
+        if not isinstance(self.lower_is_better, bool):
+            raise TypeError(f"lower_is_better must be true or false, not {self.lower_is_better!r:.100}")
         if self.patience is not None:
             count(self, "patience")
         if self.metric is not None and not callable(self.metric):
