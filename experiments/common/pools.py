@@ -35,15 +35,19 @@ def pool(jobs: int, scheduler: str = "") -> Iterator[joblib.Parallel]:
         return
     from distributed import Client
 
+    client = None
     try:
         client = Client(scheduler, timeout=WAIT_SECONDS)
         client.wait_for_workers(1, timeout=WAIT_SECONDS)
     except (OSError, ValueError) as error:  # a time-out is an OSError, a malformed address a ValueError
+        if client is not None:
+            client.close()
         raise ClusterError(f"no worker of a Dask scheduler at {scheduler!r} within {WAIT_SECONDS} s: {error}") from error
     with client:
+        ours = _code()
         for worker, theirs in client.run(_code).items():
-            if theirs != _code():
-                found = f"the worker at {worker} has {theirs}, and this process {_code()}"
+            if theirs != ours:
+                found = f"the worker at {worker} has {theirs}, and this process {ours}"
                 raise ClusterError(f"{found}; start it from the same checkout and environment")
         with joblib.parallel_config(backend="dask", wait_for_workers_timeout=WAIT_SECONDS):
             yield joblib.Parallel(n_jobs=-1, return_as="generator_unordered")
