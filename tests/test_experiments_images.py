@@ -108,6 +108,9 @@ def test_the_chapters_say_how_many_updates_the_shorter_sizes_take():
     assert "{} of 4 tasks; mini-ImageNet {} of 4".format(*counts) in text["13_few_shot_images"]
     assert "with {} and {} updates".format(*counts) in text["19_report"]
     assert {SIZES[f"cpu-{data}"].batch for data in settings.PAPER_TASKS} == {4}
+    chosen = settings.recipe("MAML", SIZES["cpu-omniglot"])  # whose horizon is set beside that of a row
+    assert "Five steps of 0.4 go four times as far as T = 0.5" in text["13_few_shot_images"]
+    assert (chosen.steps, chosen.inner_lr, chosen.steps * chosen.inner_lr) == (5, 0.4, 4 * 0.5)
 
 
 def test_a_measurement_of_speed_belongs_to_the_recipes_that_were_timed(monkeypatch):

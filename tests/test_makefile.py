@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -64,9 +65,16 @@ TAKEN = {
     "BENCH": "bench",
     "LAB": "lab",
     "PAGES": "pdf",
+    "SCHEDULER": "full",
+    "TAG": "dist",
     "AMAML_MIRROR": "data",
     "PIP_EXTRA_INDEX_URL": "data",
 }
+
+
+def test_every_setting_is_tried():
+    (settings,) = re.findall(r"^SETTINGS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {*settings.split()} == {*REFUSED, *TAKEN, "PYTHON"}
 
 
 @evil
