@@ -7,7 +7,7 @@ import torch
 from amaml_core import meta_gradient
 from experiments.common.cells import attempt, deviation
 from experiments.common.records import of_kind
-from experiments.efficiency import claims, run, settings, tables
+from experiments.efficiency import claims, run, scaling, settings, tables
 from experiments.efficiency.settings import LONG, METHODS, MODES, PUBLISHED_STEPS, SIZES
 
 P = 2 * 32 + 32 + 32 * 32 + 32 + 32 + 1
@@ -147,3 +147,48 @@ def test_recorded_bytes_are_counted_again_to_the_byte():
     if not stood:
         pytest.skip("no record")
     assert deviation(stood[0], attempt(cell, None)) == 0
+
+
+def meta_steps(prices, size="full"):
+    """Rows of kind ``scaling`` as these prices would make them."""
+    loads = [vars(load) | {"parameters": load.parameters} for load in SIZES[size].fitted + SIZES[size].held_out]
+    table = pd.DataFrame([load | {"ranks": ranks, "size": size} for load in loads for ranks in (1, 2)])
+    return table.assign(seconds=scaling.amounts(table) @ pd.Series(prices, scaling.PRICES))
+
+
+def test_the_amounts_of_a_meta_step_are_those_of_the_largest_share_of_the_tasks():
+    table = pd.DataFrame({"tasks": [5, 5], "steps": [10, 10], "width": [32, 32], "parameters": [P, P], "ranks": [1, 4]})
+    assert settings.Load(tasks=5, steps=10, width=32).parameters == P
+    found = scaling.amounts(table).to_numpy().tolist()
+    assert found[0] == [1, 10, 5 * 100 * 10 * 64, 5 * 100 * 10 * P, 0, 0]
+    assert found[1] == [1, 10, 2 * 100 * 10 * 64, 2 * 100 * 10 * P, 2, 1.5 * P]
+
+
+def test_the_cost_model_finds_the_prices_that_made_the_seconds_and_is_judged_by_sizes_that_it_did_not_see():
+    prices = [2e-3, 4e-4, 3e-9, 5e-11, 1e-4, 2e-9]
+    table = scaling.compared(meta_steps(prices))
+    assert scaling.fitted(table).tolist() == pytest.approx(prices, rel=1e-6)
+    assert table["held out"].sum() == 2 * len(SIZES["full"].held_out) and table["ratio"].tolist() == pytest.approx([1] * len(table))
+    assert scaling.conclusions(table)[0].verdict == "holds"
+    slow = meta_steps(prices)
+    apart = scaling.compared(slow)["held out"]
+    refuted = scaling.compared(slow.assign(seconds=slow["seconds"].where(~apart, 2 * slow["seconds"])))
+    assert scaling.fitted(refuted).tolist() == pytest.approx(prices, rel=1e-6)
+    assert scaling.conclusions(refuted)[0].verdict == "does not hold"
+    assert scaling.conclusions(table[table["ranks"].eq(1)])[1].verdict == "not run"
+
+
+def test_many_ranks_are_ideal_where_only_arithmetic_costs_and_not_where_words_do():
+    arithmetic = scaling.outlook(scaling.compared(meta_steps([0, 0, 0, 5e-11, 0, 0])))
+    assert arithmetic.loc[:, (["strong", "weak"], "predicted")].to_numpy().flatten().tolist() == pytest.approx([1] * 14)
+    assert arithmetic.loc[2].tolist() == pytest.approx([1] * 4) and arithmetic.loc[64, [("strong", "measured")]].isna().all()
+    words = scaling.outlook(scaling.compared(meta_steps([0, 0, 0, 5e-11, 1e-2, 0])))
+    assert words["weak", "predicted"].is_monotonic_decreasing and words.loc[64, ("strong", "predicted")] < 0.5
+
+
+def test_a_meta_step_in_two_processes_is_measured_on_the_same_loads():
+    loads = SIZES["smoke"].held_out
+    found = [run.timed(loads, ranks, 1, "cpu", 0) for ranks in (1, 2)]
+    for table in found:
+        assert table["seconds"].gt(0).all() and table["tasks"].tolist() == [load.tasks for load in loads]
+    assert {(c.settings["ranks"], c.settings["device"]) for c in settings.cells("full") if c.kind == "scaling"} >= {(1, "cpu")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
@@ -33,6 +35,24 @@ PUBLISHED_STEPS = (1, 10, 20, 50, 100, 200, 300, 500)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Load:
+    """A meta step of B ``tasks`` in K inner ``steps``, of a network with two hidden layers of ``width`` units."""
+
+    tasks: int
+    steps: int
+    width: int
+
+    @property
+    def parameters(self) -> int:
+        """P of the network."""
+        return self.width**2 + 5 * self.width + 1
+
+
+LARGE = Load(tasks=16, steps=40, width=128)  # in which the ranks are compared: so many tasks for each, or four times as many in all
+MANY = (1, 2, 4, 8, 16, 32, 64)  # ranks for which the cost model is asked
+
+
+@dataclass(frozen=True, kw_only=True)
 class Size:
     """How much is measured.
 
@@ -41,23 +61,38 @@ class Size:
         long_steps: further ones for ``LONG`` alone.
         modes: how the inner steps run; ``plain`` is left out of the further ones.
         turns: measured turns of every method.
+        fitted, held_out: tasks, inner steps and width of the meta steps of which the cost model is made, and of those that test it.
+        ranks: in how many processes each of these is measured.
     """
 
     steps: tuple[int, ...]
     long_steps: tuple[int, ...]
     modes: tuple[Mode, ...]
     turns: int
+    fitted: tuple[Load, ...]
+    held_out: tuple[Load, ...]
+    ranks: tuple[int, ...] = (1, 2)
 
     def turns_at(self, steps: int) -> int:
         """Measured turns at so many steps: fewer where they take long."""
         return min(self.turns, 9 if steps <= 50 else 5 if steps <= 200 else 3)
 
 
+def loads(tasks: tuple[int, ...], steps: tuple[int, ...], widths: tuple[int, ...]) -> tuple[Load, ...]:
+    """All combinations."""
+    return tuple(Load(tasks=b, steps=k, width=w) for b, k, w in product(tasks, steps, widths))
+
+
 SIZES = {
-    "smoke": Size(steps=(1, 4), long_steps=(8,), modes=("plain", "traced"), turns=1),
-    "book": Size(steps=(1, 10, 50), long_steps=(200,), modes=("plain", "traced"), turns=3),
-    "full": Size(steps=PUBLISHED_STEPS, long_steps=(1000, 2000, 5000), modes=MODES, turns=9),
-}
+    "smoke": Size(steps=(1, 4), long_steps=(8,), modes=("plain", "traced"), turns=1,
+                  fitted=loads((2, 8), (2, 8), (8, 32)), held_out=loads((4,), (16,), (32,))),
+    "book": Size(steps=(1, 10, 50), long_steps=(200,), modes=("plain", "traced"), turns=3,
+                 fitted=loads((4, 16), (5, 20), (16, 64)), held_out=loads((8, 32), (10,), (32, 64))),
+    "full": Size(steps=PUBLISHED_STEPS, long_steps=(1000, 2000, 5000), modes=MODES, turns=9,
+                 fitted=loads((4, 16, 64), (10, 40), (32, 128)),
+                 held_out=loads((32,), (20,), (32, 64)) + loads((32,), (40,), (128,)) + loads((128,), (10,), (32,))
+                 + loads((16,), (80,), (128,)) + loads((8,), (20,), (256,))),
+}  # fmt: skip
 
 
 def cells(size: str, seed: int | None = None) -> list[Cell]:
@@ -71,5 +106,11 @@ def cells(size: str, seed: int | None = None) -> list[Cell]:
             for mode in wanted.modes
             for names, k in counts
             if (names, mode) != ("long", "plain")
+        ]
+        most = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
+        found += [
+            Cell("efficiency", "scaling", {"size": size, "device": device, "ranks": ranks}, seed)
+            for ranks in wanted.ranks
+            if ranks <= most
         ]
     return found
