@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-all test-browser test-faults bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-slow test-browser test-all test-faults bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -72,18 +72,24 @@ test: $(READY)  ## unit tests, style, all chapters at smoke with their checked o
 	$(SUBMAKE) rendered PROFILE=smoke
 	$(PYTEST) -m "not slow" tests amaml_core
 
-test-all: $(READY)  ## the slow tests too, and the committed notebooks run again as they are
+test-slow: $(READY)  ## what `make test` leaves out: the slow tests, and the committed notebooks run again as they are
 	$(SUBMAKE) data
-	$(SUBMAKE) rendered PROFILE=smoke
-	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests amaml_core $(wildcard book/*.ipynb)
+	$(PYTEST) -m slow tests amaml_core
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(wildcard book/*.ipynb)
 
 test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
 	$(SUBMAKE) rendered
 	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser
 
-test-faults: $(READY)  ## kill long work at random moments, and read damaged files; the counts go into results/faults.json (20 minutes)
+test-all:  ## all three
+	$(SUBMAKE) test
+	$(SUBMAKE) test-slow
+	$(SUBMAKE) test-browser
+
+test-faults: $(READY)  ## kill long work, read damaged files, do all twice; the counts go into results/faults.json (20 minutes)
 	@$(PY) tests/faults/kills.py --record results/faults.json
 	@$(PY) tests/faults/fuzz.py --record results/faults.json
+	@$(PY) tests/faults/same.py --jobs "$$JOBS" --record results/faults.json
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts

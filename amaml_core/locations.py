@@ -22,12 +22,15 @@ def folder_in(variable: str) -> Path | None:
     A leading ``~`` is the home folder. A relative path counts from the root of the checkout.
 
     Raises:
-        ValueError: a relative path, and the package is installed.
+        ValueError: a relative path, and the package is installed; or a ``~``, and there is no home folder.
     """
     value = os.environ.get(variable)
     if not value:
         return None
-    folder, root = Path(value).expanduser(), checkout()
+    try:
+        folder, root = Path(value).expanduser(), checkout()
+    except RuntimeError as error:
+        raise ValueError(f"{variable}={value} starts in a home folder, and there is none: name the whole path") from error
     if root is None and not folder.is_absolute():
         raise ValueError(f"{variable}={value} must be an absolute path: there is no checkout that it could start from")
     return folder if root is None else root / folder

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from data_scripts.common import DataError
@@ -16,6 +19,7 @@ MOST_MEMBERS = 50_000  # of one archive; the official ones have up to 20,300
 LARGEST_ZIP = 2**26  # bytes; its list of members is read at once
 LARGEST_PICTURE = 2**25  # bytes; ImageNet's have up to 15 MB
 LARGEST_TAR = 2**33  # bytes of all members
+XZ_MEMORY = 2**27  # bytes that unpacking xz may take; its strongest preset needs half of them, a header may ask for 4 GiB
 NOT_ONE = "not an archive to trust; get the official one"
 
 
@@ -93,8 +97,33 @@ def find_member(opened: ZipFile, *basenames: str) -> ZipInfo:
     return found[0]
 
 
+class XZ(io.RawIOBase):
+    """The content of an xz file, of one stream, unpacked as it is read, with a bound on the memory that this takes.
+
+    Raises (when it is read): lzma.LZMAError if it is damaged or needs more memory, EOFError if it is cut off.
+    """
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self._packed, self._unpack = packed, lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a part of the buffer, and say how much."""
+        while not self._unpack.eof:
+            more = self._packed.read(io.DEFAULT_BUFFER_SIZE) if self._unpack.needs_input else b""
+            if self._unpack.needs_input and not more:
+                raise EOFError("it ends before its time")
+            if found := self._unpack.decompress(more, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
+        return 0
+
+
 def stream_tar(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """The wanted files of a tar archive, compressed or not, as (name, bytes), in one pass; others are passed over unread.
+    """The wanted files of a tar archive, compressed by xz or not at all, as (name, bytes), in one pass; others are passed over.
 
     Raises DataError if the archive is damaged or holds links, devices, paths out of its folder, or more or larger files than it can
     have.
@@ -109,7 +138,9 @@ def stream_tar(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
             return entry
 
     count = total = 0
-    with damage_named(archive), tarfile.open(archive, "r|*", tarinfo=Entry) as opened:
+    with damage_named(archive), open(archive, "rb") as file:
+        packed = file.peek(6).startswith(b"\xfd7zXZ\0")
+        opened = tarfile.open(fileobj=XZ(file) if packed else file, mode="r|", tarinfo=Entry)
         for member in opened:
             opened.members = []  # which it keeps, of all
             count, total = count + 1, total + member.size

@@ -12,6 +12,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
+from data_scripts.archives import LARGEST_ZIP
 from data_scripts.common import DataError, Unreachable
 
 CONNECT_SECONDS = 7
@@ -45,7 +46,10 @@ class ResumingDownloader:
         os.replace(self.part, output_file)
 
     def append(self, response: requests.Response, have: int) -> None:
-        """Write the body of `response` behind the first `have` bytes of the part; from the start if that is 0."""
+        """Write the body of `response` behind the first `have` bytes of the part; from the start if that is 0.
+
+        Raises DataError, and keeps nothing, if there is more than an archive can have; Unreachable if it ends too early.
+        """
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         name = self.part.name.removesuffix(".part")
@@ -56,6 +60,9 @@ class ResumingDownloader:
             for chunk in response.iter_content(CHUNK_BYTES):
                 stream.write(chunk)
                 progress.update(len(chunk))
+                if stream.tell() > LARGEST_ZIP:
+                    self.part.unlink()
+                    raise DataError(f"{response.url} sends more than {LARGEST_ZIP:,} bytes, which is no archive of these data")
         if total is not None and (size := self.part.stat().st_size) != total:
             raise Unreachable(f"{response.url} ended after {size:,} of {total:,} bytes; run again to resume")
 
@@ -85,7 +92,7 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
         try:
             pooch.retrieve(url, known_hash, fname=target.name, path=target.parent, downloader=downloader)
             return
-        except Unreachable as error:
+        except DataError as error:
             failures.append(error)
         except requests.HTTPError as error:
             failures.append(Unreachable(f"{url} answers {error.response.status_code} {error.response.reason}"))

@@ -50,6 +50,14 @@ def test_every_table_that_a_code_cell_shows_has_a_caption(name):
 
 
 @pytest.mark.parametrize("name", notebooks.names())
+def test_no_line_of_code_is_wider_than_the_page(name):
+    cells = nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    fenced = [block for cell in cells for block in re.findall(r"(?ms)^`{3,}python\n(.*?)^`{3,}", cell.source)]
+    shown = [cell.source for cell in cells if cell.cell_type == "code"] + fenced
+    assert [line for code in shown for line in code.splitlines() if len(line) > 96] == []  # see custom.css
+
+
+@pytest.mark.parametrize("name", notebooks.names())
 def test_checked_cells_print_the_same_at_every_profile_and_with_all_data(name):
     if not notebooks.run_path(name, "smoke").is_file():
         pytest.skip("the chapter has not been run; run `make notebooks`")
@@ -246,6 +254,12 @@ def test_nbval_compares_a_checked_cell_but_for_its_standard_error(chapter, forei
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stdout + done.stderr
+
+
+def test_a_chapter_runs_without_a_home_folder(chapter, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    chapter("import matplotlib.pyplot as plt\nprint(profile)")
+    assert "smoke" in notebooks.run("one", "smoke").read_text()
 
 
 @pytest.fixture
@@ -599,6 +613,13 @@ def tree(chapter, tmp_path, monkeypatch, nowhere):
         return copied / "_config.yml", nbformat.read(copied / "book" / "one.ipynb", as_version=4)
 
     return copy
+
+
+def test_pages_get_the_parts_of_mathjax_that_they_load(tree):
+    config, _ = tree()
+    loaded = yaml.safe_load(config.read_text())["sphinx"]["config"]
+    parts = [loaded["mathjax_path"], *(f"mathjax/{part}.js" for part in loaded["mathjax3_config"]["loader"]["load"])]
+    assert [part for part in parts if not (config.parent / "book" / "_static" / part).is_file()] == []
 
 
 def test_without_an_address_the_book_is_rendered_as_it_is(tree, tmp_path):

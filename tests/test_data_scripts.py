@@ -580,6 +580,28 @@ def test_a_device_in_a_tar_is_refused(mirror: Path, kind: bytes) -> None:
         prepare(mini())
 
 
+def test_an_archive_that_asks_for_much_memory_is_refused(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_mini(mirror, jpegs())
+    monkeypatch.setattr(archives, "XZ_MEMORY", 2**20)  # the usual preset has a dictionary of 8 MiB
+    with pytest.raises(DataError, match=r"images_train_a\.tar\.xz is truncated or damaged \(Memory usage limit exceeded\)"):
+        prepare(mini())
+
+
+def test_an_archive_of_the_strongest_preset_is_read(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("a", "b"):
+            member = tarfile.TarInfo(name)
+            member.size = 10**6
+            archive.addfile(member, io.BytesIO(name.encode() * 10**6))
+    path = tmp_path / "a.tar.xz"
+    path.write_bytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+    assert dict(archives.stream_tar(path, "b".__eq__)) == {"b": b"b" * 10**6}
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="truncated or damaged"):
+        dict(archives.stream_tar(path, "b".__eq__))
+
+
 def test_endless_extensions_of_a_header_are_damage(mirror: Path) -> None:
     put_mini(mirror, jpegs())
     entry = tarfile.TarInfo("x")
@@ -1138,6 +1160,16 @@ def test_a_part_of_another_file_is_found_out_and_the_next_run_recovers(host: Hos
     assert arrays(ML_100K) == SORTED
 
 
+def test_a_download_without_an_end_is_given_up_and_nothing_of_it_is_kept(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "LARGEST_ZIP", 100_000)
+        with pytest.raises(DataError, match="sends more than 100,000 bytes, which is no archive of these data") as caught:
+            prepare(hosted(host))
+    assert not isinstance(caught.value, Unreachable) and not part().exists() and nothing_half_made()
+    prepare(hosted(host))
+    assert arrays(ML_100K) == SORTED
+
+
 def test_an_interrupted_download_keeps_what_has_arrived(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(download.tqdm):
         def update(self, n: float | None = 1) -> None:
@@ -1151,6 +1183,20 @@ def test_an_interrupted_download_keeps_what_has_arrived(host: Host, monkeypatch:
     assert 0 < have < len(host.body)
     prepare(hosted(host))
     assert host.asked[1] == f"bytes={have}-" and arrays(ML_100K) == SORTED
+
+
+def test_prepared_data_are_taken_from_a_folder_that_cannot_be_written(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(common.data_folder()))
+
+    monkeypatch.setattr(common.FileLock, "acquire", read_only)
+    assert prepare(ML_100K) is False and arrays(ML_100K) == SORTED
+    (common.data_folder() / "ml-100k" / "manifest.json").unlink()
+    with pytest.raises(DataError, match="cannot read or write .*: Read-only file system"):
+        prepare(ML_100K)
 
 
 def test_a_full_disk_during_a_download_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,15 @@ def test_everyone_finds_the_same_folder_from_everywhere(home, monkeypatch, tmp_p
         assert common.data_folder() == expected and common.archive_folder() == expected / "archives"
 
 
+def test_without_a_home_folder_whoever_needs_it_is_told(home, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # nor does the system know one
+    assert locations.data_root() == ROOT / "data"
+    monkeypatch.setenv("AMAML_DATA", "~/data")
+    with pytest.raises(ValueError, match="AMAML_DATA=~/data starts in a home folder, and there is none: name the whole path"):
+        locations.data_root()
+
+
 def test_the_makefile_asks_the_same_rule(home):
     # The manifests that a run of the chapters depends on, as make sees them, for a value as a person writes it.
     (home / "data" / "ml-100k").mkdir(parents=True)

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +230,15 @@ def test_a_run_that_has_ended_is_read_from_a_folder_that_cannot_be_written(tmp_p
     assert same(run(6), whole)
     with pytest.raises(OSError, match="Read-only file system"):
         run(7)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    path, jumps, now = tmp_path / "theta.safetensors", itertools.cycle((0, 10**9, -(10**9))), time.time
+    run = lambda meta_steps, path: fit(METHODS[0], problem(), lines, meta_steps, checkpoint=path, progress=False)  # noqa: E731
+    whole = run(6, None)
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    assert len(run(3, path).history) == 3 and held(path)
+    assert same(run(6, path), whole)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):

@@ -17,6 +17,7 @@ import string
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -27,12 +28,14 @@ from nbformat.v4 import new_markdown_cell
 from amaml_core.datasets import RATINGS, data_root
 
 from . import faults
-from .icons import trim
 from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
 from .repository import building, with_buttons, with_setup
+from .weight import round_off, trim_icons
 
 BUILD = ROOT / "_build"
 INDEX = BUILD / "html" / "index.html"
+MATHJAX = Path(find_spec("sphinx-mathjax-offline").submodule_search_locations[0]) / "static" / "mathjax"
+MATHJAX_PARTS = ("startup.js", "core.js", "input/tex.js", "input/tex", "output/chtml.js", "output/chtml", "a11y/assistive-mml.js")
 STATUS = "<!-- the runs: tools/book.py writes them here when the book is rendered -->"
 COUNTS = "<!-- the counts: tools/book.py writes them here when the book is rendered -->"
 DATA = {**RATINGS, "omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet"}
@@ -55,7 +58,9 @@ def render(profile: str | None) -> None:
         program = Path(sys.executable).with_name("jupyter-book")
         command = [str(program), "build", str(work / "tree"), "--path-output", str(work), "-W", "-n", "--keep-going", "-q"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # names the folder of the work
-        trim(work / "_build" / "html")
+        trim_icons(work / "_build" / "html")
+        for drawing in (work / "_build" / "html" / "_images").glob("*.svg"):
+            drawing.write_text(round_off(drawing.read_text(encoding="utf-8")), encoding="utf-8")
         for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
             stamp.unlink()
         if INDEX.parent.exists():
@@ -87,6 +92,7 @@ def copy_tree(tree: Path, profile: str | None) -> None:
     """
     address = building(ROOT)
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
+    copy_mathjax(tree / "book" / "_static" / "mathjax")
     shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
     rendered = {}
     for name in names():
@@ -105,6 +111,13 @@ def copy_tree(tree: Path, profile: str | None) -> None:
     if address:
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         (tree / "_config.yml").write_text(yaml.safe_dump(with_buttons(config, address, ROOT)), encoding="utf-8")
+
+
+def copy_mathjax(into: Path) -> None:
+    """Copy the parts of MathJax that the pages load, each in its place; they are named in ``_config.yml``, too."""
+    for part in MATHJAX_PARTS:
+        (into / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (MATHJAX / part).is_dir() else shutil.copy)(MATHJAX / part, into / part)
 
 
 def with_watermark(notebook: NotebookNode) -> NotebookNode:

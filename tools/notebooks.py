@@ -268,7 +268,7 @@ def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> Non
     given, made = scratch / "given.ipynb", scratch / "made.ipynb"
     target.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    began, source = time.time(), read_source(name)
+    began, clock, source = time.time(), time.monotonic(), read_source(name)  # files have dates, and dates may jump
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
     os.environ["AMAML_PROFILE"] = profile
@@ -294,7 +294,7 @@ def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> Non
                 raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
         raise
     notebook = clean(nbformat.read(made, as_version=4))
-    notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.time() - began))
+    notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.monotonic() - clock))
     nbformat.write(notebook, made)
     os.utime(made, (began, began))  # as old as what it was made from, or make would miss a change on the way
     made.replace(target)
@@ -355,13 +355,13 @@ def compare(name: str, profile: str) -> list[str]:
     if changed := _differences(committed, made):
         raise ValueError(f"{name}: the committed notebook {changed[0]}")
     return [
-        f"{name}: the checked cell {number} gave {_told(cell)}, but {_told(wanted)} in the committed notebook"
+        f"{name}: the checked cell {number} gave {told(cell)}, but {told(wanted)} in the committed notebook"
         for number, (cell, wanted) in enumerate(zip(made.cells, committed.cells, strict=True), start=1)
-        if CHECKED in cell.metadata.get("tags", []) and _told(cell) != _told(wanted)
+        if CHECKED in cell.metadata.get("tags", []) and told(cell) != told(wanted)
     ]
 
 
-def _told(cell: NotebookNode) -> list[str]:
+def told(cell: NotebookNode) -> list[str]:
     """What a cell printed and showed, but for pictures."""
     printed = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
     return printed + [

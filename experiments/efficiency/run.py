@@ -91,7 +91,7 @@ def live_bytes(names: tuple[str, ...], steps: int, seed: int) -> pd.DataFrame:
 
 
 def measure(load: Load, turns: int, device: str, seed: int) -> float:
-    """Median seconds of a meta step of fit with A-MAML, after a first one that is not counted; to be called in all ranks at once."""
+    """Median seconds of a meta step of fit with A-MAML, the first one left out; to be called in all ranks at once."""
     tasks = make_function_tasks(CosMixture(), load.tasks, SHOTS, SHOTS, generator("data", seed)).to(device)
     problem = Problem(seeded(network(2, load.width), seed).to(device), loss, trace_after=0)
     seconds: list[float] = []

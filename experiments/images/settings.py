@@ -97,7 +97,7 @@ class Recipe:
     def __str__(self) -> str:
         """In words: ``5 steps of 0.1``; what is left to the size is left out."""
         kind = "Newton " * (self.inner_lr is None) + (f"{self.solver} " if self.solver else "")
-        parts = [f"{self.steps} {kind}steps" + (f" of {self.inner_lr:.2g}" if self.inner_lr else "")]
+        parts = [f"{self.steps} {kind}step{'s' * (self.steps != 1)}" + (f" of {self.inner_lr:.2g}" if self.inner_lr else "")]
         parts += [f"{self.minibatch} images each"] if self.minibatch else []
         parts += [f"{self.test_steps} in test"] if self.test_steps not in (None, self.steps) else []
         parts += [f"λ = {self.regularization:g}"] if self.regularization else []

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,8 +24,10 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # which optimisers import when they are first made: here, once, and not in every fork
+from bs4 import BeautifulSoup
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
 from problems import F64, mlp  # noqa: E402
 
@@ -37,7 +40,7 @@ from data_scripts.common import prepare  # noqa: E402
 from experiments.common import records  # noqa: E402
 from experiments.common.cells import missing, run_cells  # noqa: E402
 from experiments.synthetic.settings import cells as synthetic_cells  # noqa: E402
-from tools import notebooks  # noqa: E402
+from tools import book, notebooks  # noqa: E402
 from tools.faults import keep  # noqa: E402
 
 
@@ -68,12 +71,31 @@ def data(folder: Path) -> object:
 
 
 def chapter(folder: Path) -> object:
-    """Run a chapter and publish it; the notebook."""
-    notebooks.ROOT, notebooks.NOTEBOOKS, notebooks.SOURCES = folder, folder / "book", folder / "book" / "src"
+    """Run a chapter; its outputs."""
+    for tool in (notebooks, book):
+        tool.ROOT, tool.NOTEBOOKS = folder, folder / "book"
+    notebooks.SOURCES = folder / "book" / "src"
     notebooks.SOURCES.mkdir(parents=True, exist_ok=True)
     write_beside(notebooks.SOURCES / "one.md", CHAPTER.encode())
     notebook = json.loads(notebooks.run("one", "smoke").read_text(encoding="utf-8"))
     return [cell.get("outputs") for cell in notebook["cells"]]
+
+
+def pages(folder: Path) -> object:
+    """Run a chapter and render the book that it makes, as ``make book`` does; what its page shows of the outputs."""
+    chapter(folder)
+    (folder / "examples").mkdir(exist_ok=True)
+    for name in ("status.md", "promises.md"):
+        (folder / "book" / name).touch()
+    shutil.copy(CHECKOUT / "_config.yml", folder)
+    shutil.copytree(CHECKOUT / "book" / "_static", folder / "book" / "_static", dirs_exist_ok=True)
+    (folder / "book" / "references.bib").touch()
+    (folder / "_toc.yml").write_text("format: jb-book\nroot: book/one\n")
+    book.BUILD = folder / "_build"
+    book.INDEX = book.BUILD / "html" / "index.html"
+    book.render("smoke")
+    page = BeautifulSoup((book.BUILD / "html" / "book" / "one.html").read_text(encoding="utf-8"), "html.parser")
+    return [output.get_text() for output in page.select(".cell_output")]
 
 
 CHAPTER = """---
@@ -97,7 +119,7 @@ seed = 0
 print(sum(range(seed + 10)))
 ```
 """
-WORKS: dict[str, Callable[[Path], object]] = {"fit": train, "cells": sweep, "data": data, "chapter": chapter}
+WORKS: dict[str, Callable[[Path], object]] = {"fit": train, "cells": sweep, "data": data, "chapter": chapter, "pages": pages}
 
 
 @dataclass(frozen=True)

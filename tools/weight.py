@@ -1,6 +1,7 @@
-"""The pages' icons: of the two thousand that the theme's script draws, those that are there to be seen.
+"""What a page need not load: icons that it does not show, and the last decimals of its drawings.
 
-Font Awesome's script is by far the largest file of a page. An icon is an entry ``name:[width,height,[aliases],code,path]`` of it.
+Font Awesome's script would be by far the largest file of a page. An icon is an entry ``name:[width,height,[aliases],code,path]`` of
+it. Drawings come next: Matplotlib writes six decimals of a point of 1/72 inch.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from pathlib import Path
 
 SCRIPT = Path("_static/scripts/fontawesome.js")
 ENTRY = re.compile(r'("?)(?P<name>[\w$-]+)\1:\[\d+,\d+,\[(?P<aliases>[^\]]*)\],"[^"]*",(?:"[^"]*"|\[[^\]]*\])\],?')
+PLACES = re.compile(r'(?<=\s)(?:d|x|y)="[^"]*"')
+LONG = re.compile(r"-?\d+\.\d{3,}")
 USED = re.compile(r"fa-([a-z0-9-]+)")
 
 
-def trim(site: Path) -> set[str]:
+def trim_icons(site: Path) -> set[str]:
     """Take out of a built site's script what no page and no other script names; the names of the icons that are left.
 
     Raises:
@@ -36,3 +39,9 @@ def trim(site: Path) -> set[str]:
         raise ValueError(f"{script} has none of the icons that the pages name; its format has changed")
     script.write_text(shorter)
     return kept
+
+
+def round_off(drawing: str) -> str:
+    """An SVG with its places to a hundredth of a point, and without the comments and line breaks between its elements."""
+    places = lambda found: LONG.sub(lambda number: f"{float(number[0]):.2f}", found[0])  # noqa: E731
+    return PLACES.sub(places, re.sub(r"(?s)<!--.*?-->|(?<=>)\s+(?=<)", "", drawing))
