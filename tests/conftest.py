@@ -1,4 +1,11 @@
-"""What every test needs: one thread, so that parallel workers do not fight for cores and sums come out the same."""
+"""What every test needs: one thread, so that parallel workers do not fight for cores and sums come out the same.
+
+``AMAML_SHUFFLE=1`` runs the files, and the tests of each, in another order; any number is one.
+"""
+
+import os
+import random
+from itertools import groupby
 
 import torch
 
@@ -9,3 +16,15 @@ def pytest_itemcollected(item):
     """What a cell says on the standard error, such as that it uses a stand-in, is not compared with the committed output."""
     if type(item).__name__ == "IPyNbCell":
         item.parent.skip_compare = (*item.parent.skip_compare, "stderr")
+
+
+def pytest_collection_modifyitems(items):
+    """Shuffle, if that is wanted: no test may need another one before it. The cells of a notebook keep their order."""
+    if seed := os.environ.get("AMAML_SHUFFLE"):
+        draw = random.Random(int(seed))
+        files = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
+        draw.shuffle(files)
+        for tests in files:
+            if tests[0].path.suffix != ".ipynb":
+                draw.shuffle(tests)
+        items[:] = [test for tests in files for test in tests]

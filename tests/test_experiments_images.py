@@ -175,6 +175,19 @@ def test_an_update_is_timed_by_every_way_and_its_operations_are_counted():
     assert kept == pytest.approx(gflop["MAML"], rel=0.02)
 
 
+def test_what_is_concluded_of_speed_follows_from_its_rows():
+    seconds = {speed.TOGETHER: 2.0, speed.ALONE: 1.0, speed.GRAPHS: 0.9, speed.ALONE + speed.KEPT: 1.2}
+    rows = pd.DataFrame([{"method": "MAML", "way": way, "seconds": s} for way, s in seconds.items()])
+    slow = rows.assign(seconds=[2.0, 1.99, 1.0, 1.0])
+    assert [c.verdict for c in speed.conclusions({"a": rows})] == ["holds", "holds", "does not hold"]
+    assert [c.verdict for c in speed.conclusions({"a": rows, "b": slow})] == ["holds in part", "holds", "holds in part"]
+    assert [c.verdict for c in speed.conclusions({"a": pd.DataFrame()})] == ["not run"] * 3
+    trained = pd.DataFrame(
+        {"way": [speed.AS_TRAINED, speed.ALONE], "gflop": [30.0, 9.0], "seconds": [2.0, 1.0], "peak": [60.0, 60.0]}
+    )
+    assert speed.share({"a": trained, "b": pd.DataFrame()}) == "25" and speed.share({"b": pd.DataFrame()}) == "–"
+
+
 def test_freed_memory_is_kept_where_the_library_can_be_told():
     assert keep_freed_memory() in (True, False)  # musl and macOS have no such setting
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pandas as pd
@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from amaml_core import Problem, Tasks, meta_gradient
 from amaml_core.meta import Method
 
+from ..common.claims import Claim, decide
+from ..common.tables import span
 from ..common.timing import medians
 from ..common.training import generator
 from .settings import Recipe, Size, make_method, recipe
@@ -20,6 +22,10 @@ from .training import drawn, keep_freed_memory, make_problem
 
 TIMED = ("A-MAML, T=0.5", "MAML", "FOMAML")  # five steps of 0.1 each
 AS_TRAINED = "as trained"
+TOGETHER, ALONE, GRAPHS, KEPT = (
+    "all tasks at once", "one task at a time", "with the graphs of the steps kept", ", and freed memory kept",
+)  # fmt: skip
+CHEAPER = 0.95  # of the time, and less
 SQUARE = 1024  # rows of the matrices whose product shows what the core can do
 
 
@@ -53,15 +59,15 @@ def speed(size: Size) -> pd.DataFrame:
     five = Recipe(5, 0.1)
     plain = {row: make_method(row, five) for row in TIMED}
     ways: dict[str, tuple[Problem, dict[str, Method]]] = {
-        "all tasks at once": (together, plain),
-        "one task at a time": (alone, plain),
-        "with the graphs of the steps kept": (alone, {TIMED[0]: make_method(TIMED[0], five, graphs=True)}),
+        TOGETHER: (together, plain),
+        ALONE: (alone, plain),
+        GRAPHS: (alone, {TIMED[0]: make_method(TIMED[0], five, graphs=True)}),
     }
     work = {
         (row, way): _update(problem, method, tasks) for way, (problem, methods) in ways.items() for row, method in methods.items()
     }
-    counts = {(row, way): flops(function) for (row, way), function in work.items() if way != "all tasks at once"}
-    counts |= {(row, "all tasks at once"): counts[row, "one task at a time"] for row in TIMED}  # groups are not counted right
+    counts = {(row, way): flops(function) for (row, way), function in work.items() if way != TOGETHER}
+    counts |= {(row, TOGETHER): counts[row, ALONE] for row in TIMED}  # groups are not counted right
     chosen = {row: recipe(row, size) for row in size.rows}
     trained = {
         (row, AS_TRAINED): _update(alone, make_method(row, chosen[row], graphs=True), random_tasks(size, row)) for row in size.rows
@@ -79,9 +85,36 @@ def speed(size: Size) -> pd.DataFrame:
     with one_thread():
         rows = list(measured(work))
         if keep_freed_memory():
-            rows += list(measured(work, ", and freed memory kept"))
+            rows += list(measured(work, KEPT))
         rows += list(measured(trained))
     return pd.DataFrame(rows)
+
+
+def conclusions(measured: Mapping[str, pd.DataFrame]) -> list[Claim]:
+    """Whether each way makes an update cheaper, from the rows of :func:`speed` of each data set that has some."""
+    found = []
+    for claim, pairs in {
+        "One task at a time is cheaper than all at once": [(ALONE, TOGETHER)],
+        "Keeping the graphs of the steps is cheaper than computing the steps again": [(GRAPHS, ALONE)],
+        "Keeping freed memory makes an update cheaper": [(way + KEPT, way) for way in (TOGETHER, ALONE, GRAPHS)],
+    }.items():
+        ratios = {name: _ratios(rows, pairs) for name, rows in measured.items() if len(rows)}
+        said = "; ".join(f"{name}: {span(values)}" for name, values in ratios.items())
+        decided = decide(value <= CHEAPER for values in ratios.values() for value in values)
+        found.append(Claim("images", claim, f"{CHEAPER:g} times its CPU seconds, or less, by every method", "–", said, decided))
+    return found
+
+
+def share(measured: Mapping[str, pd.DataFrame]) -> str:
+    """How many per cent of what a product of square matrices gets out of the core the rows get as they are trained."""
+    rows = [rows[rows["way"].eq(AS_TRAINED)] for rows in measured.values() if len(rows)]
+    return span((100 * r["gflop"] / r["seconds"] / r["peak"] for table in rows for _, r in table.iterrows()), "{:.0f}")
+
+
+def _ratios(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[float]:
+    """The seconds by the first way of each pair over those by the second, for each method that was timed by both."""
+    wide = rows.pivot(index="way", columns="method", values="seconds")
+    return [float(r) for new, old in pairs if {new, old} <= set(wide.index) for r in (wide.loc[new] / wide.loc[old]).dropna()]
 
 
 def _update(problem: Problem, method: Method, tasks: Tasks) -> Callable[[], object]:

@@ -26,6 +26,7 @@ import torch
 import torch._dynamo  # which optimisers import when they are first made: here, once, and not in every fork
 from bs4 import BeautifulSoup
 
+PATIENCE = 300  # seconds that a run may take undisturbed
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
@@ -147,12 +148,23 @@ def start(work: Callable[[Path], object], folder: Path, answer: Path) -> int:
     os._exit(0)
 
 
+def ended(pid: int) -> bool:
+    """Wait for a process to end; whether it has done so by itself."""
+    limit = time.monotonic() + PATIENCE
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.monotonic() > limit:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def finish(work: Callable[[Path], object], folder: Path) -> End:
     """Do the work undisturbed."""
     with tempfile.TemporaryDirectory() as other:
         answer = Path(other, "answer")
-        os.waitpid(start(work, folder, answer), 0)
-        said = json.loads(answer.read_text())
+        said = json.loads(answer.read_text()) if ended(start(work, folder, answer)) else {"error": f"no end after {PATIENCE} s"}
     return End(said.get("result"), frozenset(str(p.relative_to(folder)) for p in folder.rglob("*")), said.get("error", ""))
 
 
