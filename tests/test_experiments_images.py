@@ -109,7 +109,7 @@ def test_the_chapters_say_how_many_updates_the_shorter_sizes_take():
     assert "with {} and {} updates".format(*counts) in text["19_report"]
     assert {SIZES[f"cpu-{data}"].batch for data in settings.PAPER_TASKS} == {4}
     chosen = settings.recipe("MAML", SIZES["cpu-omniglot"])  # whose horizon is set beside that of a row
-    assert "Five steps of 0.4 go four times as far as T = 0.5" in text["13_few_shot_images"]
+    assert "MAML's five steps of 0.4 go four times as far as T = 0.5" in text["13_few_shot_images"]
     assert (chosen.steps, chosen.inner_lr, chosen.steps * chosen.inner_lr) == (5, 0.4, 4 * 0.5)
 
 
@@ -319,7 +319,7 @@ def test_claims_of_the_paper_are_decided_after_the_most_updates_that_there_are_a
 
 def test_what_is_concluded_of_the_shortened_trainings_follows_from_their_rows(reduced):
     found = beside.conclusions(NOTHING)
-    assert len(found) == 6 and {c.verdict for c in found} == {"not run"}
+    assert len(found) == 8 and {c.verdict for c in found} == {"not run"}
     exact = reduced["row"].isin(settings.EXACT)
     noise = np.random.default_rng(0).integers(-1, 2, len(reduced))
     table = reduced.assign(right=np.where(exact, 20, np.where(reduced["row"].isin(beside.IMPLICIT), 5, 10)) + noise)
@@ -327,6 +327,9 @@ def test_what_is_concluded_of_the_shortened_trainings_follows_from_their_rows(re
     raised = table["row"].map({"FOMAML": 15, "MAML": 1, "iMAML-HF": 7}).fillna(0)
     better = table.assign(right=table["right"] + raised)
     assert [c.verdict for c in beside.conclusions(NOTHING | {"cpu-omniglot": better})][:3] == ["holds in part"] * 3
+    for apart, verdict in ((3, "holds"), (-3, "does not hold")):
+        other = table.assign(right=table["right"] + table["row"].map({"A-MAML, T=1.0": apart}).fillna(0))
+        assert beside.conclusions(NOTHING | {"cpu-omniglot": other})[3].verdict == verdict
 
 
 def test_the_table_beside_the_papers_says_how_many_updates_a_number_has(reduced, monkeypatch):

@@ -31,7 +31,7 @@ class Size:
         batch, updates: tasks of a meta-batch, and meta updates; a recipe may say otherwise.
         equal_budget: whether it may not.
         rows, seeds: what is trained, each with each.
-        again: the rows that cost least, which are trained with seed 1 too.
+        again: what costs least, and is trained with seed 1 too.
         trial_updates: meta updates of each trial of a choice; 0 where nothing is chosen, or it was at another size.
         measure_every: meta updates between two points of the learning curve, on validation tasks; 0 for no curve.
         seconds: of training, after which a row is tested with what it has learnt by then; ``None`` for no limit.
@@ -134,7 +134,7 @@ SIZES["horizons"] = Size(updates=300, rows=tuple(HORIZONS), seeds=(0, 1, 2), tri
 # The paper's tasks and networks, with updates that two cores can do.
 _CPU = Size(updates=2500, equal_budget=True, trial_updates=150, measure_every=250, measured=(0, 1, 2, 3, 5, 10, 20), large=True)
 SIZES |= {
-    "cpu-omniglot": replace(_CPU, way=20, filters=64, trials="cpu-omniglot", again=("FOMAML", "Reptile")),
+    "cpu-omniglot": replace(_CPU, way=20, filters=64, trials="cpu-omniglot", again=("FOMAML",)),
     "cpu-mini-imagenet": replace(
         _CPU, data="mini-imagenet", pooled=True, updates=1500, trial_updates=100, measure_every=150, trials="cpu-mini-imagenet"
     ),
