@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from ..common.claims import Claim, decide
-from ..common.tables import NOT_RUN
+from ..common.tables import NOT_RUN, span
 from .settings import HEAD, HORIZONS, WHOLE
-from .tables import accuracy, difference, over, said
+from .tables import accuracy, difference, final, over, said
 
 SHORT, USUAL, LONG = (f"{WHOLE}, T={T:g}" for T in (0.1, 0.5, 2.0))
 HEADS = [row for row in HORIZONS if row.startswith(HEAD)]
@@ -29,12 +29,24 @@ def by_horizon(table: pd.DataFrame) -> pd.DataFrame:
     ).T
 
 
+def facts(table: pd.DataFrame) -> dict[str, str]:
+    """The numbers of the prose: accuracies (%) by seed at the longest horizons, and what the head gains by its longer one."""
+    found = {row: final(table, row) for row in (LONG, HEADS[-1])}
+    seeds = {row: [] if values.empty else values.groupby(level="seed").mean() for row, values in found.items()}
+    return {
+        "images-horizon-whole": span(seeds[LONG], "{:.0f}"),
+        "images-horizon-head": span(seeds[HEADS[-1]], "{:.0f}"),
+        "images-horizon-gain": said(difference(table, HEADS[-1], HEADS[0])),
+    }
+
+
 def conclusions(table: pd.DataFrame) -> list[Claim]:
     """What one would expect of the horizon and of the head, each with the test that would refute it."""
     above = "the interval of the difference over training seeds lies above 0"
     asked = [
         ("A horizon of one step is too short", [(USUAL, SHORT)]),
         ("After as many updates a four times longer horizon is better", [(LONG, USUAL)]),
+        ("A ten times longer horizon is better for the head alone", [(HEADS[-1], HEADS[0])]),
         ("Adapting the whole network is better than adapting the head alone", [(USUAL, head) for head in HEADS]),
     ]
     found = []
