@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-slow test-browser test-all test-faults bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-slow test-nbval test-browser test-all test-faults bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -72,18 +72,22 @@ test: $(READY)  ## unit tests, style, all chapters at smoke with their checked o
 	$(SUBMAKE) rendered PROFILE=smoke
 	$(PYTEST) -m "not slow" tests amaml_core
 
-test-slow: $(READY)  ## what `make test` leaves out: the slow tests, and the committed notebooks run again as they are
+test-slow: $(READY)  ## the tests that `make test` leaves out
 	$(SUBMAKE) data
 	$(PYTEST) -m slow tests amaml_core
+
+test-nbval: $(READY)  ## the committed notebooks run again as they are, by another program than `make test` runs them by
+	$(SUBMAKE) data
 	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(wildcard book/*.ipynb)
 
 test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
 	$(SUBMAKE) rendered
 	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser
 
-test-all:  ## all three
+test-all:  ## all four
 	$(SUBMAKE) test
 	$(SUBMAKE) test-slow
+	$(SUBMAKE) test-nbval
 	$(SUBMAKE) test-browser
 
 test-faults: $(READY)  ## kill long work, read damaged files, do all twice; the counts go into results/faults.json (20 minutes)
