@@ -90,10 +90,9 @@ test-all:  ## all four
 	$(SUBMAKE) test-nbval
 	$(SUBMAKE) test-browser
 
-test-faults: $(READY)  ## kill long work, read damaged files, do all twice; the counts go into results/faults.json (20 minutes)
+test-faults: $(READY)  ## kill long work at random moments, and read damaged files; the counts go into results/faults.json (20 minutes)
 	@$(PY) tests/faults/kills.py --record results/faults.json
 	@$(PY) tests/faults/fuzz.py --record results/faults.json
-	@$(PY) tests/faults/same.py --jobs "$$JOBS" --record results/faults.json
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts
