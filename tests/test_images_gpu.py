@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -55,9 +56,31 @@ def test_without_data_there_is_nothing_to_pack(tmp_path):
     assert not (tmp_path / "gpu").exists()
 
 
-def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path):
-    saves = "import time, pathlib, sys\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).touch()"
-    assert not images_gpu.run(0.15, [sys.executable, "-c", saves, str(tmp_path / "saved")])
+SAVES = """
+import sys, time
+from pathlib import Path
+try:
+    Path(sys.argv[1], "begun").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    Path(sys.argv[1], "saved").touch()
+"""
+
+
+def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path, monkeypatch):
+    wait = subprocess.Popen.wait
+
+    def until_it_has_begun(process, timeout=None):  # which may take longer than any limit, on a busy machine
+        if timeout is None:
+            return wait(process)
+        assert timeout == 60 * 0.15
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "wait", until_it_has_begun)
+        assert not images_gpu.run(0.15, [sys.executable, "-c", SAVES, str(tmp_path)])
     assert (tmp_path / "saved").exists()
     assert images_gpu.run(1, [sys.executable, "-c", ""])
     with pytest.raises(subprocess.CalledProcessError):
