@@ -84,7 +84,7 @@ test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width
 	$(SUBMAKE) rendered
 	@$(PY) -m pytest -n "$$JOBS" --dist loadgroup -q -p no:cacheprovider browser
 
-test-all:  ## all four
+test-all:  ## test, test-slow, test-nbval and test-browser, one after the other
 	$(SUBMAKE) test
 	$(SUBMAKE) test-slow
 	$(SUBMAKE) test-nbval

@@ -233,12 +233,14 @@ def test_a_run_that_has_ended_is_read_from_a_folder_that_cannot_be_written(tmp_p
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
-    path, jumps, now = tmp_path / "theta.safetensors", itertools.cycle((0, 10**9, -(10**9))), time.time
-    run = lambda meta_steps, path: fit(METHODS[0], problem(), lines, meta_steps, checkpoint=path, progress=False)  # noqa: E731
+    path, jumps, now, took = tmp_path / "theta.safetensors", itertools.cycle((0, 10**9, -(10**9))), time.time, []
+    told = [lambda step: took.append(step.seconds)]
+    run = lambda n, path: fit(METHODS[0], problem(), lines, n, checkpoint=path, progress=False, callbacks=told)  # noqa: E731
     whole = run(6, None)
     monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
     assert len(run(3, path).history) == 3 and held(path)
     assert same(run(6, path), whole)
+    assert len(took) == 12 and all(0 <= seconds < 10**6 for seconds in took)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -107,10 +106,9 @@ def cells(size: str, seed: int | None = None) -> list[Cell]:
             for names, k in counts
             if (names, mode) != ("long", "plain")
         ]
-        most = os.cpu_count() or 1 if device == "cpu" else torch.cuda.device_count()
         found += [
             Cell("efficiency", "scaling", {"size": size, "device": device, "ranks": ranks}, seed)
             for ranks in wanted.ranks
-            if ranks <= most
+            if device == "cpu" or ranks <= torch.cuda.device_count()
         ]
     return found

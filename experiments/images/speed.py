@@ -107,8 +107,8 @@ def conclusions(measured: Mapping[str, pd.DataFrame]) -> list[Claim]:
 
 def share(measured: Mapping[str, pd.DataFrame]) -> str:
     """How many per cent of what a product of square matrices gets out of the core the rows get as they are trained."""
-    rows = [rows[rows["way"].eq(AS_TRAINED)] for rows in measured.values() if len(rows)]
-    return span((100 * r["gflop"] / r["seconds"] / r["peak"] for table in rows for _, r in table.iterrows()), "{:.0f}")
+    trained = [rows[rows["way"].eq(AS_TRAINED)] for rows in measured.values() if len(rows)]
+    return span((100 * r["gflop"] / r["seconds"] / r["peak"] for rows in trained for _, r in rows.iterrows()), "{:.0f}")
 
 
 def _ratios(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[float]:
