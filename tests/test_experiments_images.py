@@ -349,6 +349,7 @@ def test_rows_are_compared_at_equal_updates_and_at_equal_work(reduced):
     found = beside.at_equal_cost(as_at_a_cpu_size(reduced), seconds)
     assert found["updates"].eq(300).all() and found["seconds an update"]["FOMAML"] == pytest.approx(0.6)
     then = found["updates in 3 min"]
+    assert found["updates"].dtype == then.dtype == int  # shown without a decimal point
     assert then["FOMAML"] == 300 and then.drop("FOMAML").eq(100).all() and list(found.index) == list(ROWS)
     assert found["accuracy after them"]["MAML"] == pytest.approx(tables.accuracy(reduced, "MAML").mean)
     assert beside.at_equal_cost(pd.DataFrame(), seconds).empty

@@ -83,16 +83,18 @@ def at_equal_cost(table: pd.DataFrame, seconds: pd.Series) -> pd.DataFrame:
     least = last["work"].min()
     within = points[points["work"] <= least]
     there = within.loc[within.groupby(["row", "seed"])["update"].idxmax()].set_index(["row", "seed"])
+    within_least = f"updates in {least / 60:.0f} min"
     wide = pd.DataFrame(
         {
             "seconds an update": last["work"] / last["update"],
             "updates": last["update"],
             "accuracy after them": last["accuracy"],
-            f"updates in {least / 60:.0f} min": there["update"].reindex(last.index, fill_value=0),
+            within_least: there["update"].reindex(last.index, fill_value=0),
             "accuracy after these": there["accuracy"],
         }
     )
-    return wide.groupby(level="row").mean().reindex([row for row in ROWS if row in set(last.index.get_level_values("row"))])
+    rows = wide.groupby(level="row").mean().reindex([row for row in ROWS if row in set(last.index.get_level_values("row"))])
+    return rows.astype({"updates": int, within_least: int})  # counts: the seeds of a row have the same
 
 
 def report_rows() -> pd.DataFrame:
