@@ -355,13 +355,13 @@ def compare(name: str, profile: str) -> list[str]:
     if changed := _differences(committed, made):
         raise ValueError(f"{name}: the committed notebook {changed[0]}")
     return [
-        f"{name}: the checked cell {number} gave {_told(cell)}, but {_told(wanted)} in the committed notebook"
+        f"{name}: the checked cell {number} gave {told(cell)}, but {told(wanted)} in the committed notebook"
         for number, (cell, wanted) in enumerate(zip(made.cells, committed.cells, strict=True), start=1)
-        if CHECKED in cell.metadata.get("tags", []) and _told(cell) != _told(wanted)
+        if CHECKED in cell.metadata.get("tags", []) and told(cell) != told(wanted)
     ]
 
 
-def _told(cell: NotebookNode) -> list[str]:
+def told(cell: NotebookNode) -> list[str]:
     """What a cell printed and showed, but for pictures."""
     printed = [output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"]
     return printed + [

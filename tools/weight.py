@@ -12,7 +12,8 @@ from pathlib import Path
 SCRIPT = Path("_static/scripts/fontawesome.js")
 ENTRY = re.compile(r'("?)(?P<name>[\w$-]+)\1:\[\d+,\d+,\[(?P<aliases>[^\]]*)\],"[^"]*",(?:"[^"]*"|\[[^\]]*\])\],?')
 PLACES = re.compile(r'(?<=\s)(?:d|x|y)="[^"]*"')
-LONG = re.compile(r"-?\d+\.\d{3,}")
+NUMBER = re.compile(r"-?\d+\.\d+")
+AROUND_COMMAND = re.compile(r"\s*([A-Za-z])\s*")
 USED = re.compile(r"fa-([a-z0-9-]+)")
 
 
@@ -42,6 +43,11 @@ def trim_icons(site: Path) -> set[str]:
 
 
 def round_off(drawing: str) -> str:
-    """An SVG with its places to a hundredth of a point, and without the comments and line breaks between its elements."""
-    places = lambda found: LONG.sub(lambda number: f"{float(number[0]):.2f}", found[0])  # noqa: E731
-    return PLACES.sub(places, re.sub(r"(?s)<!--.*?-->|(?<=>)\s+(?=<)", "", drawing))
+    """An SVG with its places to a hundredth of a point, and no comments, and no blanks where they separate nothing."""
+
+    def shorter(found: re.Match[str]) -> str:
+        name, places = found[0].split("=", 1)
+        places = NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), places)
+        return name + "=" + AROUND_COMMAND.sub(r"\1", places)
+
+    return PLACES.sub(shorter, re.sub(r"(?s)<!--.*?-->|(?<=>)\s+(?=<)", "", drawing))
