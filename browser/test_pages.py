@@ -31,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "_build" / "html"
 FORWARD = '<meta http-equiv="Refresh"'  # a page that is left as soon as it is there
 PAGES = sorted(
-    str(p.relative_to(BOOK)) for p in BOOK.rglob("*.html") if "_static" not in p.parts and not p.read_text("utf-8").startswith(FORWARD)
+    str(p.relative_to(BOOK))
+    for p in BOOK.rglob("*.html")
+    if "_static" not in p.parts and not p.read_text("utf-8").startswith(FORWARD)
 )
 CHAPTERS = [page for page in PAGES if re.match(r"book/\d\d_", page)]
 LOOKS = {"light": ("light", 1280), "dark": ("dark", 1280), "wide": ("light", 1920), "phone": ("light", 390)}  # scheme, width
@@ -44,6 +46,13 @@ FORMULAS = {"exclude": [["mjx-container"]]}
 RULES = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
 # Mathematics, tables and roles that nobody has set.
 RAW = r"\$\$|\\\(|\\frac|\\begin\{|\|\s*(?:-{3,}|—)\s*\||\{(?:ref|cite|eq|numref|glue:text)\}`"
+# What is folded is looked at, too.
+OPEN = "document.querySelectorAll('details').forEach(fold => { fold.open = true; })"
+# The formulas that have to be scrolled, or reach beyond the text.
+CLIPPED = """[...document.querySelectorAll("article mjx-container")]
+    .filter(formula => formula.getAttribute("display") === "true" ? formula.scrollWidth > formula.clientWidth + 1
+        : formula.getBoundingClientRect().right > formula.closest("article").getBoundingClientRect().right + 1)
+    .map(formula => formula.textContent)"""
 # The captions that are wider than the box in which their table scrolls.
 CUT = """[...document.querySelectorAll(".cell_output caption")]
     .filter(caption => caption.offsetWidth > caption.closest(".cell_output").clientWidth + 1)
@@ -85,6 +94,7 @@ class Visit:
     Attributes:
         complaints: what went wrong while it was loaded.
         too_wide: by how many pixels it does not fit the window, by look.
+        clipped: the formulas that do not fit the text of a window of the usual width.
         cut: the captions of tables that are wider than the place for the table, which scrolls, by look.
         serious: what shuts people out, in light and in dark.
         weight: bytes of all that was loaded.
@@ -92,6 +102,7 @@ class Visit:
 
     complaints: list[str] = field(default_factory=list)
     too_wide: dict[str, int] = field(default_factory=dict)
+    clipped: list[str] = field(default_factory=list)
     cut: dict[str, list[str]] = field(default_factory=dict)
     serious: list[str] = field(default_factory=list)
     weight: int = 0
@@ -114,11 +125,13 @@ def visits(browser: Browser, site: str) -> Callable[[str], Visit]:
         tab.goto(f"{site}/{page}", wait_until="load")
         tab.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => null) : null")
         tab.add_style_tag(content="* { transition: none !important; animation: none !important }")  # or colours are on their way
+        tab.evaluate(OPEN)
         for look, (scheme, width) in LOOKS.items():
             tab.emulate_media(color_scheme=scheme)
             tab.set_viewport_size({"width": width, "height": 900})
             wide, window = tab.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
             found.too_wide |= {look: wide - window} if wide > window + 1 else {}
+            found.clipped += tab.evaluate(CLIPPED) if look == "light" else []
             cut = tab.evaluate(CUT)
             found.cut |= {look: cut} if cut else {}
             if look in RULES:
@@ -162,6 +175,11 @@ def test_a_page_loads_from_here_alone_and_without_errors(visits, page):
 @EACH_PAGE
 def test_a_page_fits_its_window(visits, page):
     assert visits(page).too_wide == {}
+
+
+@EACH_CHAPTER
+def test_formulas_are_read_without_scrolling(visits, page):
+    assert visits(page).clipped == []
 
 
 @EACH_CHAPTER

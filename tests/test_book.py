@@ -18,6 +18,7 @@ import nbformat
 import pytest
 import torch
 import yaml
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.exceptions import PapermillExecutionError
 
@@ -805,6 +806,22 @@ def test_every_page_has_a_title_a_description_and_a_picture_for_those_who_share_
         assert len(re.search(r'name="description" content="([^"]*)"', head)[1]) > 50
         assert head.count("Adjoint Meta-Learning</title>") == head.count('name="description"') == head.count('"og:image"') == 1
         assert (HTML / page).parent.joinpath(re.search(r'"og:image" content="([^"]+)"', head)[1]).resolve().is_file()
+
+
+def test_the_bibliography_has_the_labels_that_the_text_cites_and_no_entry_without_a_reader(rendered):
+    soup = BeautifulSoup((HTML / "book" / "bibliography.html").read_text(encoding="utf-8"), "html.parser")
+    labels = {entry["id"]: entry.select_one(".label").get_text().strip("[]") for entry in soup.select("div.citation")}
+    assert len(set(labels.values())) == len(labels) > 50
+    first = [re.split(r" et al\.| and |, ", label)[0].lower() for label in labels.values()]
+    assert first == sorted(first)
+    cited = set()
+    for path in rendered.keys() - {HTML / "book" / "bibliography.html"}:
+        for link in BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select('a[href*="bibliography.html#"]'):
+            number = link["href"].partition("#")[2]
+            cited.add(number)
+            label = labels[number]
+            assert link.get_text() in (label, label.rpartition(", ")[2])  # or the year, after the names in the text
+    assert cited == set(labels)
 
 
 def test_no_page_loads_anything_from_another_host(rendered):
