@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from bs4 import BeautifulSoup
+from faults import twice
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.exceptions import PapermillExecutionError
 
@@ -243,6 +244,22 @@ def test_a_checked_cell_is_compared_but_for_its_standard_error(chapter):
     chapter("print(profile)")
     with pytest.raises(ValueError, match="the source has changed since it was run"):
         notebooks.compare("one", "smoke")
+
+
+def test_two_runs_of_a_chapter_are_compared_but_for_pictures_and_cells_of_the_clock():
+    def run(printed, shown, took, drawn):
+        show = new_output("display_data", data={"text/plain": shown, "image/png": drawn})
+        timed = new_code_cell("c", metadata={"tags": [twice.CLOCK]}, outputs=[new_output("stream", text=took)])
+        outputs = [new_output("stream", text=printed)], [show]
+        first, second = (new_code_cell(source, outputs=found) for source, found in zip("ab", outputs, strict=True))
+        return new_notebook(cells=[new_markdown_cell("Text"), first, timed, second])
+
+    def found(*second):
+        return list(twice.compared("one", run("1", "2", "3 s", "="), run(*second)))
+
+    assert found("1", "2", "4 s", "#") == [("one, code cell 1", True), ("one, code cell 3", True)]
+    assert found("0", "2", "3 s", "=") == [("one, code cell 1", False), ("one, code cell 3", True)]
+    assert found("1", "0", "3 s", "=") == [("one, code cell 1", True), ("one, code cell 3", False)]
 
 
 @pytest.mark.slow

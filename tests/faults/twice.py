@@ -15,6 +15,7 @@ from pathlib import Path
 
 import joblib
 import nbformat
+from nbformat import NotebookNode
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
@@ -28,26 +29,27 @@ from tools.faults import keep  # noqa: E402
 CLOCK = "clock"
 
 
-def chapter(name: str) -> list[tuple[str, list[str] | None]]:
-    """Run a chapter in a process of its own; a place and what is told there for each code cell, None where it is the clock's."""
+def made(name: str) -> NotebookNode:
+    """The notebook of a chapter, run in a process of its own."""
     command = [sys.executable, "-m", "tools.notebooks", "run", name, "--profile", "smoke"]
-    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
-    made = nbformat.read(notebooks.run_path(name, "smoke"), as_version=4)
-    code = [cell for cell in made.cells if cell.cell_type == "code"]
-    return [
-        (f"{name}, code cell {number}", None if CLOCK in cell.metadata.get("tags", []) else notebooks.told(cell))
-        for number, cell in enumerate(code, start=1)
-    ]
+    subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+    return nbformat.read(notebooks.run_path(name, "smoke"), as_version=4)
+
+
+def compared(name: str, first: NotebookNode, second: NotebookNode) -> Iterator[tuple[str, bool]]:
+    """Each code cell that tells no time, and whether it told the same twice."""
+    cells = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (first, second)]
+    for number, (cell, again) in enumerate(zip(*cells, strict=True), start=1):
+        if CLOCK not in cell.metadata.get("tags", []):
+            yield f"{name}, code cell {number}", notebooks.told(cell) == notebooks.told(again)
 
 
 def chapters(jobs: int) -> Iterator[tuple[str, bool]]:
-    """Each code cell that tells no time, and whether it told the same twice."""
+    """The code cells of all chapters."""
     names = notebooks.names()
-    found = joblib.Parallel(n_jobs=jobs, prefer="threads")(joblib.delayed(chapter)(name) for name in names * 2)
-    for first, second in zip(found[: len(names)], found[len(names) :], strict=True):
-        for (place, told), (_, again) in zip(first, second, strict=True):
-            if told is not None:
-                yield place, told == again
+    found = joblib.Parallel(n_jobs=jobs, prefer="threads")(joblib.delayed(made)(name) for name in names * 2)
+    for name, first, second in zip(names, found[: len(names)], found[len(names) :], strict=True):
+        yield from compared(name, first, second)
 
 
 def experiments(jobs: int) -> Iterator[tuple[str, bool]]:
