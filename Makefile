@@ -28,7 +28,7 @@ unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-slow test-nbval test-browser test-all test-faults bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-slow test-nbval test-browser test-all test-faults test-twice bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -93,6 +93,10 @@ test-all:  ## test, test-slow, test-nbval and test-browser, one after the other
 test-faults: $(READY)  ## kill long work at random moments, and read damaged files; the counts go into results/faults.json (20 minutes)
 	@$(PY) tests/faults/kills.py --record results/faults.json
 	@$(PY) tests/faults/fuzz.py --record results/faults.json
+
+test-twice: $(READY)  ## make every chapter and every experiment twice at smoke, and compare; the counts go there too (20 minutes)
+	$(SUBMAKE) data
+	@$(PY) tests/faults/twice.py --jobs "$$JOBS" --record results/faults.json
 
 data: $(READY)  ## prepare the data sets that can be reached (the small ones)
 	@$(PY) -m data_scripts

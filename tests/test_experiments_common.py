@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -389,6 +390,15 @@ def test_a_styled_table_has_its_caption_too():
     plain = pd.DataFrame({"a": [1.5]}).style.format("{:.2f}")
     shown = captioned(plain, "Ours < theirs").to_html()
     assert "<caption>Ours &lt; theirs</caption>" in shown and "1.50" in shown and "<caption>" not in plain.to_html()
+
+
+def test_a_styled_table_is_the_same_text_each_time_and_two_tables_do_not_share_a_style():
+    def shown(value, caption="Ours"):
+        return captioned(pd.DataFrame({"a": [value]}).style.set_properties(**{"text-align": "left"}), caption).to_html()
+
+    assert shown(1.5) == shown(1.5)
+    names = {re.search(r'table id="(\w+)"', html)[1] for html in (shown(1.5), shown(2.5), shown(1.5, "Theirs"))}
+    assert len(names) == 3
 
 
 @pytest.mark.parametrize("table", [pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1]}).style])

@@ -6,6 +6,7 @@ import copy
 import html
 import sys
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import TypeVar
 
 import pandas as pd
@@ -55,7 +56,8 @@ def captioned(table: Table, caption: str) -> Table:
         raise ValueError("a table's caption is empty: say what the table shows, its units, and what its intervals are over")
     table = copy.copy(table)
     if isinstance(table, Styler):
-        return table.set_caption(html.escape(caption))
+        number = sha256(f"{caption}\n{table.data.to_csv()}".encode()).hexdigest()[:8]  # pandas would draw one
+        return table.set_caption(html.escape(caption)).set_uuid(number)
     table.attrs = {**table.attrs, "caption": caption}
     return table
 
