@@ -118,6 +118,9 @@ def test_claims_follow_the_curves_and_change_with_them():
     same = as_if()
     same["mean"] = same.groupby(["family", "shots", "set", "step", "seed"])["mean"].transform("mean")
     assert [c.verdict for c in claims.claims(same)][1:4] == ["does not hold"] * 3
+    assert verdicts[4] == "not run"  # no change was tried
+    for changed, verdict in ((as_if(), "holds"), (same, "does not hold")):
+        assert claims.claims(pd.concat([as_if(), changed.assign(weight=0.0)]))[4].verdict == verdict
     assert claims.claims(as_if()[lambda t: t["method"] != "iMAML"]) == [] == claims.claims(pd.DataFrame())
     three = as_if()[lambda t: t["method"].ne("iMAML") | t["shots"].eq(50) | t["family"].eq("alpine")]
     assert claims.claims(three)[1].ours == "in 3 of 3 panels"  # a panel counts when all its curves are there
@@ -138,9 +141,9 @@ def test_changes_stand_beside_the_recipe_with_their_seeds():
     alone = found.loc["without proximal terms"]
     assert alone["support"].tolist() == pytest.approx([0.1, 0.1]) and alone["methods"].eq(1).all() and alone["apart"].isna().all()
     assert alone["seeds"].eq("1").all() and found.loc["the recipe", "seeds"].eq("2").all()
-    said = tables.facts(pd.concat([table, moved]))
-    assert (said["changes"], said["changes-seeds"], said["seeds"]) == ("without proximal terms", "1", "2")
-    assert tables.facts(table)["changes"] == "none yet" and tables.facts(table)["explained"] == "10"
+    said = tables.facts(pd.concat([table, moved.assign(mean=moved["mean"] + 0.1)]))
+    assert (said["changes-farther"], said["changes-cases"], said["changes-seeds"], said["seeds"]) == ("2", "2", "1", "2")
+    assert tables.facts(table)["changes-cases"] == "0" and tables.facts(table)["explained"] == "10"
 
 
 def test_every_number_that_the_chapter_glues_is_made_by_code():

@@ -205,11 +205,13 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
     shots, apart, near = more_shots(found, epoch), spread(found, epoch), stand_ins(table)
     near = near[near.index.get_level_values("method") != "A-MAML"].dropna() if len(near) else near
     above, baselines = above_untrained(found, epoch)
-    tried = changed(table, epoch).drop(index="the recipe", level=0, errors="ignore")
+    every = changed(table, epoch)
+    tried = every.drop(index="the recipe", level=0)
+    farther = tried["support"] > every["support"].loc["the recipe"].reindex(tried.index, level=1)
     return {
         "seeds": span(_seeds(table), "{:.0f}"),
-        "changes": ", ".join(tried.index.unique(0)) or "none yet",
-        "changes-seeds": span(tried["seeds"].str.split(" to ").explode(), "{:.0f}"),
+        "changes-seeds": span(tried["seeds"].str.split(" to ").explode(), "{:.0f}"), "changes-spread": span(tried["apart"]),
+        "changes-farther": str(int(farther.sum())), "changes-cases": str(len(farther)),
         **{s: text(gap["without epoch 0"].get("A-MAML"), digits=2) for s, gap in gaps.items()},
         **{f"support-{family}": text(families.get(family), digits=2) for family in FAMILIES},
         "falling": text(falling(theirs().query("step > 0")), digits=2),
