@@ -249,7 +249,7 @@ def test_a_checked_cell_is_compared_but_for_its_standard_error(chapter):
 def test_two_runs_of_a_chapter_are_compared_but_for_pictures_and_cells_of_the_clock():
     def run(printed, shown, took, drawn):
         show = new_output("display_data", data={"text/plain": shown, "image/png": drawn})
-        timed = new_code_cell("c", metadata={"tags": [twice.CLOCK]}, outputs=[new_output("stream", text=took)])
+        timed = new_code_cell("c", metadata={"tags": [twice.TIMED]}, outputs=[new_output("stream", text=took)])
         outputs = [new_output("stream", text=printed)], [show]
         first, second = (new_code_cell(source, outputs=found) for source, found in zip("ab", outputs, strict=True))
         return new_notebook(cells=[new_markdown_cell("Text"), first, timed, second])

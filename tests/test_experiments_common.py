@@ -239,8 +239,7 @@ def test_all_cells_have_names_of_their_own_and_every_name_makes_a_file():
 
 def test_nothing_is_left_to_run_and_every_record_has_its_cell():
     """``make full`` on a clean checkout runs nothing."""
-    unfinished = ("recipe-",)
-    assert [cell.name for cell in missing(runner.cells("full")) if not cell.name.startswith(unfinished)] == []
+    assert [cell.name for cell in missing(runner.cells("full"))] == []
     keys = {(cell.evaluation, *cell.key) for cell in runner.cells("full")}
     found = {(name, *record.key) for name in runner.EVALUATIONS for record in records.read(name)}
     assert {key for key in found - keys if '"device": "cuda"' not in key[2]} == set()
@@ -253,6 +252,21 @@ def test_nothing_is_left_to_run_and_every_record_has_its_cell():
 class Trial:
     rate: float
     weight: float | None = None
+
+
+def test_two_records_are_as_far_apart_as_their_numbers_and_where_rows_are_tasks_as_their_means():
+    def apart(before, after):
+        tables = (SimpleNamespace(rows=len(t), columns=list(t), diverged=None, table=t) for t in (before, after))
+        return deviation(*tables)
+
+    rows = table(step=[1, 2], error=[2.0, 1.0], seconds=[1.0, 1.0])
+    assert apart(rows, rows.assign(seconds=9.0)) == 0
+    assert apart(rows, rows.assign(error=[2.0, 1.5])) == pytest.approx(0.25)
+    assert apart(rows, rows.assign(error=[2.0, np.nan])) == np.inf == apart(rows, rows.drop(columns="error"))
+    tasks = table(step=[1, 1, 2, 2], task=[0, 1, 0, 1], right=[3, 5, 4, 4])
+    assert apart(tasks, tasks.assign(right=[5, 3, 4, 4])) == 0
+    assert apart(tasks, tasks.assign(right=[5, 5, 4, 4])) == pytest.approx(0.2)
+    assert apart(tasks.drop(columns="step"), tasks.assign(right=[5, 5, 4, 4]).drop(columns="step")) == pytest.approx(1 / 9)
 
 
 def test_the_best_trial_is_chosen_and_one_that_diverges_is_not():

@@ -150,17 +150,24 @@ def durations(folder: Path, cells: Iterable[Cell]) -> dict[tuple[str, str], floa
 
 def deviation(before: Record, after: Record) -> float:
     """How far two records of one cell are apart: the largest difference of two numbers, those of the clock aside, relative to the
-    largest number of their column. Infinite if anything else differs."""
+    largest number of their column. Infinite if anything else differs.
+
+    Where a row is one ``task``, means over tasks are compared. They are what the tables show, while a rounding may turn several of
+    the few answers of one task.
+    """
     if (before.rows, list(before.columns), before.diverged) != (after.rows, list(after.columns), after.diverged):
         return np.inf
     apart, old, new = 0.0, before.table, after.table
-    for name in old:
-        if name in CLOCK or old[name].equals(new[name]):
-            continue
+    differ = [name for name in old if name not in CLOCK and not old[name].equals(new[name])]
+    for name in differ:
         try:
-            a, b = (table[name].to_numpy(dtype=float) for table in (old, new))
+            a, b = (table[name].astype(float) for table in (old, new))
         except (TypeError, ValueError):  # words
             return np.inf
+        if "task" in old and "task" not in differ:
+            shared = [old[other] for other in old if other not in ("task", *CLOCK, *differ)] or [old["task"] * 0]
+            a, b = (values.groupby(shared, dropna=False).mean() for values in (a, b))
+        a, b = a.to_numpy(), b.to_numpy()
         if (np.isnan(a) != np.isnan(b)).any():
             return np.inf
         apart = max(apart, float(np.nanmax(np.abs(a - b)) / np.nanmax(np.abs([a, b]))))

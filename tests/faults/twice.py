@@ -22,11 +22,11 @@ sys.path.insert(0, str(CHECKOUT))
 
 from experiments.__main__ import EVALUATIONS, cells  # noqa: E402
 from experiments.common import records  # noqa: E402
-from experiments.common.cells import deviation, run_cells  # noqa: E402
+from experiments.common.cells import CLOCK, run_cells  # noqa: E402
 from tools import notebooks  # noqa: E402
 from tools.faults import keep  # noqa: E402
 
-CLOCK = "clock"
+TIMED = "clock"  # the tag of a cell that says what something took
 
 
 def made(name: str) -> NotebookNode:
@@ -40,7 +40,7 @@ def compared(name: str, first: NotebookNode, second: NotebookNode) -> Iterator[t
     """Each code cell that tells no time, and whether it told the same twice."""
     cells = [[cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (first, second)]
     for number, (cell, again) in enumerate(zip(*cells, strict=True), start=1):
-        if CLOCK not in cell.metadata.get("tags", []):
+        if TIMED not in cell.metadata.get("tags", []):
             yield f"{name}, code cell {number}", notebooks.told(cell) == notebooks.told(again)
 
 
@@ -59,10 +59,10 @@ def experiments(jobs: int) -> Iterator[tuple[str, bool]]:
         with tempfile.TemporaryDirectory() as name:
             run_cells(todo, Path(name), jobs)
             found.append({(e, *record.key): record for e in EVALUATIONS for record in records.read(e, Path(name))})
-    first, second = found
     for cell in todo:
-        key = (cell.evaluation, *cell.key)
-        yield cell.name, deviation(first[key], second[key]) == 0
+        first, second = (records_of[cell.evaluation, *cell.key] for records_of in found)
+        one, other = (record.table.drop(columns=list(CLOCK), errors="ignore") for record in (first, second))
+        yield cell.name, one.equals(other) and first.diverged == second.diverged
 
 
 WORKS: dict[str, Callable[[int], Iterator[tuple[str, bool]]]] = {"chapters": chapters, "records": experiments}
