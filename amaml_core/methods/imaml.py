@@ -282,7 +282,7 @@ class IMAML:
         if self.on_negative_curvature == "raise" and indefinite.any():
             worst = indefinite.nonzero().flatten().tolist()
             raise DivergenceError(
-                f"the support loss curves down by more than regularization={self.regularization} for tasks {worst}: "
+                f"the support loss curves down by more than regularization={self.regularization:g} for tasks {worst}: "
                 "I + H/regularization is not positive definite, and the adapted parameters are no minimum of the proximal "
                 'problem. Raise regularization, take more inner steps, or pass on_negative_curvature="truncate"'
             )
