@@ -131,7 +131,8 @@ def _efficiency() -> Iterator[Row]:
     for line in tables.numbers(seconds, tables.normalised(tables.recorded("bytes"))).itertuples(index=False):
         yield _row(
             "efficiency", f"CosMixture 100–100, K = {line.steps}", line.method, line.measure, line.published, None, line.ours, None,
-            "medians of one machine", "theirs on a GPU that is not named, ours on a CPU core" * ("seconds" in line.measure),
+            "medians of one machine" if "seconds" in line.measure else "byte counts",
+            "theirs on a GPU that is not named, ours on a CPU core" * ("seconds" in line.measure),
             given=line.given,
         )  # fmt: skip
 

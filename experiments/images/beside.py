@@ -126,6 +126,7 @@ def claims(tables: Tables) -> list[Claim]:
             ours = difference(tables[size], BEST, row)
             apart = theirs.loc[BEST, "value"] - theirs.loc[row, "value"]
             half = np.hypot(theirs.loc[BEST, "error"], theirs.loc[row, "error"])  # as if the two were independent
+            open_ = "undecided, since the interval holds 0; " if ours and abs(ours.mean) <= ours.half_width else ""
             fewer = "after {:,} updates, where the paper has {:,}; ".format(*updates(size, BEST)) if size != data else ""
             found.append(
                 Claim(
@@ -135,7 +136,7 @@ def claims(tables: Tables) -> list[Claim]:
                     f"{apart:+.2f} ± {half:.2f} %",
                     said(ours, "", signed=True),
                     decide([] if ours is None else [ours.mean > ours.half_width]),
-                    "" if ours is None else fewer + over(tables[size], BEST),
+                    "" if ours is None else open_ + fewer + over(tables[size], BEST),
                 )
             )
     return found

@@ -227,4 +227,5 @@ def _by_row(choices: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _trial(trial: pd.Series) -> Recipe:
     names = ("inner_lr", "regularization", "solver", "minibatch")
     given = {name: trial[name] for name in names if name in trial and pd.notna(trial[name])}
-    return Recipe(int(trial["steps"]), **({"inner_lr": None} | given))
+    whole = {name: int(value) for name, value in given.items() if name == "minibatch"}
+    return Recipe(int(trial["steps"]), **({"inner_lr": None} | given | whole))

@@ -177,6 +177,16 @@ def changed(table: pd.DataFrame, epoch: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).set_index(names[:2]).astype(dict.fromkeys(names[4:], float))
 
 
+def moved_away(table: pd.DataFrame) -> pd.Series:
+    """By how much A-MAML's support curve is farther from the published one with a change than under the recipe, on the seeds that
+    changes were trained with, by family and change."""
+    other = table[list(RECIPE)].ne(pd.Series(RECIPE)).any(axis=1) & table["method"].ne(UNTRAINED)
+    if not other.any():
+        return pd.Series(dtype=float)
+    pairs = changed(table[table["seed"].isin(table.loc[other, "seed"])])["support"].unstack(level=0)
+    return pairs.drop(columns="the recipe").sub(pairs["the recipe"], axis=0).stack().dropna()
+
+
 def said(table: pd.DataFrame) -> str:
     """What the curves rest on, in words."""
     if table["size"].ne("full").any():
@@ -205,13 +215,14 @@ def facts(table: pd.DataFrame, epoch: int = 1000) -> dict[str, str]:
     shots, apart, near = more_shots(found, epoch), spread(found, epoch), stand_ins(table)
     near = near[near.index.get_level_values("method") != "A-MAML"].dropna() if len(near) else near
     above, baselines = above_untrained(found, epoch)
-    every = changed(table, epoch)
-    tried = every.drop(index="the recipe", level=0)
-    farther = tried["support"] > every["support"].loc["the recipe"].reindex(tried.index, level=1)
+    tried = changed(table, epoch).drop(index="the recipe", level=0)
+    further = moved_away(table)
+    first = compared(mine[mine["step"].eq(0) & mine["family"].eq("cosmixture")])["gap"]
     return {
         "seeds": span(_seeds(table), "{:.0f}"),
         "changes-seeds": span(tried["seeds"].str.split(" to ").explode(), "{:.0f}"), "changes-spread": span(tried["apart"]),
-        "changes-farther": str(int(farther.sum())), "changes-cases": str(len(farther)),
+        "changes-farther": str(int(further.gt(0).sum())), "changes-cases": str(len(further)),
+        "changes-by": text(further.max(), digits=1), "first": span(first),
         **{s: text(gap["without epoch 0"].get("A-MAML"), digits=2) for s, gap in gaps.items()},
         **{f"support-{family}": text(families.get(family), digits=2) for family in FAMILIES},
         "falling": text(falling(theirs().query("step > 0")), digits=2),

@@ -123,7 +123,8 @@ def _of_stability(rows: Rows) -> Iterator[Claim]:
     coarse = main[main.index.str.startswith(COARSE) | main.index.str.contains("m=(?:2|5|10)$")][last]
     yield _conclusion(
         "At the end of training every coarser grid is broken",
-        "on fewer states, or with fewer steps of a fixed size, no scheme is closer than a gradient of zero, in any seed",
+        "at the step size and horizon of training, on fewer states, or with fewer steps of a fixed size, no "
+        "scheme is closer than a gradient of zero, in any seed",
         f"at least {percent(coarse.min().min())} off", coarse.gt(1).to_numpy().ravel(),
     )  # fmt: skip
     grid = tables.stability(rows["errors"], curvature)
