@@ -57,8 +57,9 @@ def test_without_data_there_is_nothing_to_pack(tmp_path):
 
 
 SAVES = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 try:
     Path(sys.argv[1], "begun").touch()
     time.sleep(60)
