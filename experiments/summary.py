@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+from .audit.claims import SCHEME
 from .common import records
 from .common.claims import Claim
 from .common.claims import table as claims_table
@@ -44,11 +45,12 @@ def tests(found: Iterable[Claim]) -> pd.DataFrame:
 
 
 def facts(found: list[Claim], numbers: pd.DataFrame) -> dict[str, str]:
-    """How many claims have which verdict."""
+    """How many claims have which verdict, and how far the paper's scheme is off."""
     count = {verdict: sum(claim.verdict == verdict for claim in found) for verdict in SIGNS}
     return {
         "claims": str(len(found)), "holds": str(count["holds"]), "part": str(count["holds in part"]),
         "fails": str(count["does not hold"]), "open": str(count["not run"]), "numbers": str(len(numbers)),
+        "scheme": next(claim.ours for claim in found if claim.claim == SCHEME),
     }  # fmt: skip
 
 

@@ -343,6 +343,13 @@ def test_the_table_beside_the_papers_says_how_many_updates_a_number_has(reduced,
     assert rows.loc[[("omniglot", "MAML")]]["mean"].item() == tables.accuracy(reduced, "MAML").mean
 
 
+def test_sizes_are_told_in_words():
+    found = tables.sizes(("cpu-omniglot", "omniglot", "mini-imagenet"))
+    assert found.loc["max-pooling"].tolist() == ["no", "no", "yes"] and found.loc["meta updates", "mini-imagenet"] == "60,000"
+    assert found.loc["rows with a second seed", "omniglot"] == found.loc["meta updates of a trial", "omniglot"] == "–"
+    assert not found.index.str.contains("_").any()  # no name of a field is left
+
+
 def test_at_equal_work_fomaml_is_ahead_of_the_rows_of_amaml_and_behind_maml():  # what the chapter says of the records
     for data in beside.NAMES:
         size = f"cpu-{data}"
@@ -360,6 +367,9 @@ def test_rows_are_compared_at_equal_updates_and_at_equal_work(reduced):
     assert found["updates"].dtype == then.dtype == int  # shown without a decimal point
     assert then["FOMAML"] == 300 and then.drop("FOMAML").eq(100).all() and list(found.index) == list(ROWS)
     assert found["accuracy after them"]["MAML"] == pytest.approx(tables.accuracy(reduced, "MAML").mean)
+    again = as_at_a_cpu_size(reduced).query("row == 'FOMAML' and update <= 100").assign(seed=1)
+    with pytest.raises(ValueError, match="the seeds of FOMAML have different numbers"):
+        beside.at_equal_cost(pd.concat([as_at_a_cpu_size(reduced), again]), seconds)
     assert beside.at_equal_cost(pd.DataFrame(), seconds).empty
     assert beside.at_equal_cost(as_at_a_cpu_size(reduced), pd.Series(dtype=float)).empty
     left, right = figures.learning({"Omniglot": as_at_a_cpu_size(reduced)}, {"Omniglot": seconds}).axes

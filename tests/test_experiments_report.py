@@ -73,6 +73,7 @@ def test_the_summary_shows_every_claim_and_every_number(rows, claims):
     assert sum(len(summary.numbers(table, name)) for name in table["evaluation"].unique()) == len(rows)
     facts = summary.facts(claims, table)
     assert sum(int(facts[name]) for name in ("holds", "part", "fails", "open")) == int(facts["claims"]) == len(claims)
+    assert facts["scheme"].endswith("% off")
     made_up = Claim("x", "y", "z", "", "", "does not hold")
     assert summary.facts([*claims, made_up], table)["fails"] == str(int(facts["fails"]) + 1)
 

@@ -251,10 +251,10 @@ def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Ta
         lost = ~following.isfinite().all(1)
         if lost.any():
             task = int(lost.nonzero()[0])
-            last = (u - before)[task].cpu().double().norm()  # in single precision the square overflows first
+            last = (u - before)[task].abs().max()  # not a norm: a square overflows where the entry does not
             return (
                 f"the inner loop of {int(diverged.sum())} of {len(diverged)} tasks diverged, task {task} first, at inner step "
-                f"{k + 1} of {len(steps)}; its last finite update had the norm {last:.3g}. The inner step size "
+                f"{k + 1} of {len(steps)}; its last finite update changed parameters by up to {last:.3g}. The inner step size "
                 f"{steps.step_sizes[k].max().item():.3g} is too large for the curvature of the support loss (a step "
                 "of descent is stable below 2 / the largest eigenvalue of its Hessian): take more steps, "
                 'a shorter horizon, or on_divergence="skip"'

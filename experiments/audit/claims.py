@@ -29,6 +29,9 @@ def holds_zero(found: Interval | Effect) -> bool:
 # ------------------------------------------------------------------------------------------------------------- the paper's
 
 
+SCHEME = "Euler's method forward and Heun's back trace the gradient of the trajectory"
+
+
 def claims(rows: Rows | None = None) -> list[Claim]:
     """What the paper claims of its method, decided by the records (or by other rows)."""
     return list(_claims(read() if rows is None else rows))
@@ -38,7 +41,7 @@ def _claims(rows: Rows) -> Iterator[Claim]:
     name = "audit of the released code"
     pair, cosine = by_cell(rows["gradient"], PAPER, "plain_error"), one_each(rows["gradient"], RELEASED, "plain_cosine")
     yield Claim(
-        name, "Euler's method forward and Heun's back trace the gradient of the trajectory",
+        name, SCHEME,
         f"less than {ACCURATE:.0%} off plain MAML's meta-gradient at each K, network and formula, in the mean over seeds",
         "traced", f"{span(pair, '{:.1%}')} off", decide(pair < ACCURATE), "further off at a trained network with K = 10",
     )  # fmt: skip
@@ -129,7 +132,7 @@ def _of_loops(gradient: pd.DataFrame) -> Iterator[Claim]:
     yield _conclusion(
         "With proximal terms two errors cancel: mending the sum alone does harm",
         "the trapezoid rule in the place of the rectangle rule raises the error in each seed, at each K, network and formula",
-        f"{span(trapezoid, '{:.2g}')} times", trapezoid > 1,
+        f"{span(trapezoid, '{:,.1f}')} times", trapezoid > 1,
     )  # fmt: skip
     yield _conclusion(
         "On the longest horizon the released loop is more accurate than a sound one",

@@ -73,6 +73,9 @@ def at_equal_cost(table: pd.DataFrame, seconds: pd.Series) -> pd.DataFrame:
         For each row the CPU seconds of an update, the accuracy at the end of its updates, how many updates the least work pays for
         (the last measured point of the learning curve within it), and the accuracy there; means over training seeds. Empty without
         records.
+
+    Raises:
+        ValueError: if seeds of a row have different numbers of updates, which have no mean that is a number of updates.
     """
     if table.empty or seconds.empty:
         return pd.DataFrame()
@@ -93,8 +96,11 @@ def at_equal_cost(table: pd.DataFrame, seconds: pd.Series) -> pd.DataFrame:
             "accuracy after these": there["accuracy"],
         }
     )
-    rows = wide.groupby(level="row").mean().reindex([row for row in ROWS if row in set(last.index.get_level_values("row"))])
-    return rows.astype({"updates": int, within_least: int})  # counts: the seeds of a row have the same
+    rows = wide.groupby(level="row")
+    if (uneven := rows[["updates", within_least]].nunique().gt(1).any(axis=1)).any():
+        raise ValueError(f"the seeds of {', '.join(uneven[uneven].index)} have different numbers of updates: compare each alone")
+    order = [row for row in ROWS if row in rows.groups]
+    return rows.mean().reindex(order).astype({"updates": int, within_least: int})
 
 
 def report_rows() -> pd.DataFrame:

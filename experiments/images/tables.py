@@ -17,6 +17,13 @@ from ..common.tables import NOT_RUN
 from .settings import FIRST_ROWS, GRIDS, PAPER_TASKS, PUBLISHED, ROWS, SIZES, Recipe
 
 FIVE_WAY = "Rajeswaran et al. 2019"  # iMAML's own paper, which also quotes the other rows
+ATTRIBUTES = {
+    "data": "data", "way": "classes N of a task", "query": "query drawings of a class", "filters": "filters of a layer",
+    "pooled": "max-pooling", "batch": "tasks B of a meta-batch", "updates": "meta updates",
+    "equal_budget": "all rows have these", "again": "rows with a second seed", "trial_updates": "meta updates of a trial",
+    "measure_every": "meta updates from one point of the learning curve to the next",
+    "measured": "inner steps in test, beside the row's own",
+}  # fmt: skip
 SETTINGS = {"inner_lr": "step size", "regularization": "λ", "steps": "number of steps"}
 
 
@@ -104,10 +111,20 @@ def five_way() -> dict[str, str]:
 
 
 def sizes(names: Sequence[str]) -> pd.DataFrame:
-    """A column for each of some sizes, a row for each of their attributes that are not the same in all."""
+    """A column for each of some sizes, a row for each of their attributes that are not the same in all, in words."""
     table = pd.DataFrame({name: asdict(SIZES[name]) for name in names})
     different = table.apply(lambda values: len({str(v) for v in values}) > 1, axis=1)
-    return table[different & ~table.index.isin(["large", "gpu", "trials"])]
+    table = table[different].drop(index=["large", "gpu", "trials"], errors="ignore")
+    return table.map(_in_words).rename(index=ATTRIBUTES)
+
+
+def _in_words(value: object) -> str:
+    """A setting as a reader has it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "–"
+    return (f"{value:,}" if isinstance(value, int) else str(value)) if value else "–"
 
 
 def recipes() -> pd.DataFrame:

@@ -14,6 +14,7 @@ from .tables import COLUMNS, KEYS, choices, distinct, lost, means, paired, recor
 MANY = list(SHOTS)[1]
 APART = 1.2  # tables that differ by a larger factor are apart: the published ± are near a tenth
 NEAR = 1.5  # a reading whose factor is below it is called near
+WIDE = 0.1  # a quotient whose half width is larger decides nothing
 BEHIND = 0.02  # so much above A-MAML's error counts as behind it
 
 
@@ -37,11 +38,15 @@ def claims() -> list[Claim]:
             notes.append(f"in {short} of {len(mine)} columns seeds of {rival} diverged; {away}, with one seed left, count not")
         if rival in AGAIN:
             notes.append("its results do not repeat")
+        if wide := whole["half"].gt(WIDE).sum():
+            notes.append(f"in {wide} its seeds differ so much that the interval is wider than ± {WIDE:g}")
         ahead, meet = list(whole["quotient"] - whole["half"] > 1), list(whole["meet"])
-        for claim, test, outcomes in (
-            ("", "the quotient on the same users lies above 1, by its intervals over users and over seeds", ahead),
-            (" by the published factor", "our quotient on the same users and the published one meet", meet),
-        ):
+        chance = f"by chance alone one of {len(ahead)} intervals lies above 1 with a probability of {1 - 0.975 ** len(ahead):.2f}"
+        for claim, test, outcomes, note in (
+            ("", "the quotient on the same users lies above 1, by its intervals over users and over seeds", ahead,
+             [chance] if sum(ahead) == 1 else []),
+            (" by the published factor", "our quotient on the same users and the published one meet", meet, []),
+        ):  # fmt: skip
             ours = f"{span(mine['quotient'], '{:.3f}', NOT_RUN)}; so in {sum(outcomes)} of {len(outcomes)} columns"
             published = span(mine["published"], "{:.2f}", NOT_RUN)
             made.append(
@@ -52,7 +57,7 @@ def claims() -> list[Claim]:
                     published,
                     ours,
                     decide(outcomes),
-                    "; ".join(notes),
+                    "; ".join(notes + note),
                 )
             )
     return made
@@ -153,6 +158,7 @@ def facts(
         "ratings-seen-seeds": " and ".join(str(s) for s in sorted(set(strangers.index.get_level_values("seed")))),
         "ratings-lower": _lower(errors, users),
         "ratings-close": f"{100 * (others['quotient'] - 1).abs().max():.1f}",
+        "ratings-behind-best": f"{100 * (1 / pairs['quotient'].min() - 1):.1f}",
         "ratings-imaml-columns": f"{len(late)} of {len(imaml)}",
         "ratings-imaml-behind": f"{100 * (late['quotient'].min() - 1):.0f} to {100 * (late['quotient'].max() - 1):.0f}",
         "ratings-imaml-seed": f"{100 * (imaml['largest'].max() - 1):.0f}",

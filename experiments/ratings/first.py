@@ -74,7 +74,8 @@ def same_guess(predictions: pd.DataFrame) -> bool:
 
 def of_bars(users: pd.DataFrame) -> pd.DataFrame:
     """The mean RMSE of each bar with its interval over test users."""
-    return pd.DataFrame({bar: metrics.interval(users[bar]) for bar in BARS}, index=["RMSE", "± 95 %", "test users"]).T
+    table = pd.DataFrame({bar: metrics.interval(users[bar]) for bar in BARS}, index=["RMSE", "± 95 %", "test users"]).T
+    return table.round(3).astype({"test users": int})
 
 
 def summary(errors: pd.DataFrame, users: pd.DataFrame, size: str) -> pd.DataFrame:
