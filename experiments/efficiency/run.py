@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,16 +16,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import distributed as dist
 
-from amaml_core import AMAML, Euler, Problem, Tasks, fit, meta_gradient
+from amaml_core import Problem, Tasks, meta_gradient
 from amaml_core.samplers import CosMixture, make_function_tasks
 
 from ..common.cells import Cell, live_rows
 from ..common.memory import footprint
 from ..common.timing import medians
 from ..common.training import generator, loss, network, seeded
-from .settings import BATCH, INNER_LR, METHODS, MODES, SETS, SHOTS, SIZES, Load, Mode, cells
+from .settings import BATCH, METHODS, MODES, SETS, SHOTS, SIZES, Load, Mode, cells
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_tasks(seed: int) -> Tasks:
@@ -90,16 +93,6 @@ def live_bytes(names: tuple[str, ...], steps: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame([{"method": name, "peak": f.peak, "held": f.held} for name, f in found.items()])
 
 
-def measure(load: Load, turns: int, device: str, seed: int) -> float:
-    """Median seconds of a meta step of fit with A-MAML, the first one left out; to be called in all ranks at once."""
-    tasks = make_function_tasks(CosMixture(), load.tasks, SHOTS, SHOTS, generator("data", seed)).to(device)
-    problem = Problem(seeded(network(2, load.width), seed).to(device), loss, trace_after=0)
-    seconds: list[float] = []
-    method = AMAML(INNER_LR * load.steps, Euler(load.steps))
-    fit(method, problem, lambda _: tasks, turns + 1, progress=False, callbacks=[lambda step: seconds.append(step.seconds)])
-    return statistics.median(seconds[1:] or [math.nan])  # rank 0 alone is told
-
-
 def timed(loads: tuple[Load, ...], ranks: int, turns: int, device: str, seed: int) -> pd.DataFrame:
     """The ``seconds`` of each load in so many processes of one thread each: rank 0's clock, which waits for all the others.
 
@@ -107,18 +100,11 @@ def timed(loads: tuple[Load, ...], ranks: int, turns: int, device: str, seed: in
         A row for each load, with its ``tasks``, ``steps``, ``width`` and ``parameters``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (folder, loads, ranks, turns, device, seed), nprocs=ranks)
+        # A program of its own: a cell may run in a worker of joblib or Dask, which can have no children by multiprocessing.
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        job = {"loads": [asdict(load) for load in loads], "turns": turns, "device": device, "seed": seed}
+        subprocess.run([*command, "-m", "experiments.efficiency.ranks", folder, json.dumps(job)], check=True, cwd=ROOT)
         return pd.read_csv(Path(folder) / "seconds.csv")
-
-
-def _rank(rank: int, folder: str, loads: tuple[Load, ...], ranks: int, turns: int, device: str, seed: int) -> None:
-    torch.set_num_threads(1)
-    here = f"cuda:{rank}" if device == "cuda" else device
-    dist.init_process_group(init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    rows = [asdict(load) | {"parameters": load.parameters, "seconds": measure(load, turns, here, seed)} for load in loads]
-    if rank == 0:
-        pd.DataFrame(rows).to_csv(f"{folder}/seconds.csv", index=False)
-    dist.destroy_process_group()
 
 
 def run(cell: Cell, scratch: Path) -> pd.DataFrame:

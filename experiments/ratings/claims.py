@@ -38,7 +38,7 @@ def claims() -> list[Claim]:
             notes.append(f"in {short} of {len(mine)} columns seeds of {rival} diverged; {away}, with one seed left, count not")
         if rival in AGAIN:
             notes.append("its results do not repeat")
-        if wide := whole["half"].gt(WIDE).sum():
+        if wide := whole["seeds"].gt(WIDE).sum():
             notes.append(f"in {wide} its seeds differ so much that the interval is wider than ± {WIDE:g}")
         ahead, meet = list(whole["quotient"] - whole["half"] > 1), list(whole["meet"])
         chance = f"by chance alone one of {len(ahead)} intervals lies above 1 with a probability of {1 - 0.975 ** len(ahead):.2f}"

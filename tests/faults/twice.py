@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         differ = [place for place, same in found if not same]
         counts[f"twice {work}"] = {"tried": len(found), "lost": len(differ)}
         print(f"{work}: {len(found)} made twice, {len(differ)} differ", *differ, sep="\n    ", flush=True)
-    if arguments.record:
-        keep(arguments.record, counts)
+        if arguments.record:  # at once: what comes next may fail
+            keep(arguments.record, {f"twice {work}": counts[f"twice {work}"]})
     total = {key: sum(count[key] for count in counts.values()) for key in ("tried", "lost")}
     print(f"{total['tried']} made twice, {total['lost']} differ")
     return int(total["lost"] > 0)
