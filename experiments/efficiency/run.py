@@ -22,11 +22,10 @@ from amaml_core.samplers import CosMixture, make_function_tasks
 
 from ..common.cells import Cell, live_rows
 from ..common.memory import footprint
+from ..common.records import ROOT
 from ..common.timing import medians
 from ..common.training import generator, loss, network, seeded
 from .settings import BATCH, METHODS, MODES, SETS, SHOTS, SIZES, Load, Mode, cells
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_tasks(seed: int) -> Tasks:
