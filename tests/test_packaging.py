@@ -127,6 +127,18 @@ def test_metadata_that_an_index_would_refuse_are_found(checkout, old, new, probl
     assert found == [] if problem is None else problem in " ".join(found)
 
 
+def test_the_readme_on_an_index_links_to_the_repository(checkout, monkeypatch):
+    readme = "![f](book/f.svg) [a](A.md#b), [arXiv](https://arxiv.org), [here](#here)\n"
+    at = "https://github.com/someone/book"
+    shown = dist.absolute(readme, at, "v1.2.3")
+    assert shown == f"![f]({at}/raw/v1.2.3/book/f.svg) [a]({at}/blob/v1.2.3/A.md#b), [arXiv](https://arxiv.org), [here](#here)\n"
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
+    assert list(dist.bad_metadata((METADATA + shown).encode(), checkout)) == []
+    assert "links to, book/f.svg, A.md#b" in " ".join(dist.bad_metadata((METADATA + readme).encode(), checkout))
+    monkeypatch.delenv("GITHUB_REPOSITORY")
+    assert list(dist.bad_metadata((METADATA + readme).encode(), checkout)) == []  # nobody knows yet where they would lead
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     return dist.build(ROOT, tmp_path_factory.mktemp("dist"))

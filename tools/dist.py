@@ -22,7 +22,7 @@ from packaging.metadata import Metadata
 from packaging.version import Version
 
 from .notebooks import ROOT, alone
-from .repository import ADDRESS
+from .repository import ADDRESS, building
 
 # What an index needs to show the package, and does not refuse.
 CLASSIFIERS = {"Operating System :: OS Independent", "Programming Language :: Python :: 3", "Typing :: Typed"}
@@ -34,6 +34,14 @@ def tracked(root: Path) -> list[str]:
     return [name for name in listed.split("\0") if name and (root / name).is_file()]
 
 
+RELATIVE = re.compile(r"(!?)(\[[^\]]*\]\()(?!https://|#)([^)]+\))")
+
+
+def absolute(readme: str, address: str, ref: str) -> str:
+    """The README as an index shows it, far from the files beside it: links lead to the repository, as it was at ``ref``."""
+    return RELATIVE.sub(lambda m: f"{m[1]}{m[2]}{address}/{'raw' if m[1] else 'blob'}/{ref}/{m[3]}", readme)
+
+
 def build(root: Path, work: Path) -> list[Path]:
     """Build what git knows of the package, in a copy; the wheel and the archive."""
     source = work / "source"
@@ -41,6 +49,10 @@ def build(root: Path, work: Path) -> list[Path]:
         if not name.startswith(("results/", "book/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, source / name)
+    if address := building(root):
+        readme = (source / "README.md").read_text(encoding="utf-8")
+        tag = f"v{versions(root)['pyproject.toml']}"
+        (source / "README.md").write_text(absolute(readme, address, tag), encoding="utf-8")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(work / "dist"), str(source)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return sorted((work / "dist").iterdir())
@@ -88,6 +100,8 @@ def bad_metadata(text: bytes, root: Path) -> Iterator[str]:
     shown = MarkdownIt("commonmark").enable("table").render(given.description or "")
     if given.description_content_type != "text/markdown" or "<h1>" not in shown or "<table>" not in shown:
         yield "the README is not shown as Markdown with its title and its tables"
+    if building(root) and (dead := re.findall(r'(?:href|src)="(?!https://|#)([^"]*)"', shown)):
+        yield f"an index does not have what the README links to, {', '.join(dead)}"
     if given.license_expression != "MIT" or given.license_files != ["LICENSE"]:
         yield f"the licence is {given.license_expression} in {given.license_files}"
     if missing := sorted(CLASSIFIERS - set(given.classifiers or [])):

@@ -41,7 +41,10 @@ def claims() -> list[Claim]:
         if wide := whole["seeds"].gt(WIDE).sum():
             notes.append(f"in {wide} its seeds differ so much that the interval is wider than ± {WIDE:g}")
         ahead, meet = list(whole["quotient"] - whole["half"] > 1), list(whole["meet"])
-        chance = f"by chance alone one of {len(ahead)} intervals lies above 1 with a probability of {1 - 0.975 ** len(ahead):.2f}"
+        chance = (
+            f"by chance alone at least one of {len(ahead)} independent intervals of 95 % would lie above 1 with a probability of "
+            f"{1 - 0.975 ** len(ahead):.2f}; ours share users, so this is a rough figure"
+        )
         for claim, test, outcomes, note in (
             ("", "the quotient on the same users lies above 1, by its intervals over users and over seeds", ahead,
              [chance] if sum(ahead) == 1 else []),
