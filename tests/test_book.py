@@ -86,7 +86,9 @@ def test_the_page_of_promises_names_tests_that_exist_and_nothing_was_lost():
     assert len(named) > 15
     assert [name for name in named if not (ROOT / "tests" / (name if name.endswith(".py") else f"{name}.py")).is_file()] == []
     counts = json.loads(faults.FAULTS.read_text())
-    assert {name.split()[0] for name in counts} == {"kill", "fuzz", "twice"} and all(c["tried"] > 0 == c["lost"] for c in counts.values())
+    assert {name.split()[0] for name in counts} == {"kill", "fuzz", "twice"} and all(
+        c["tried"] > 0 == c["lost"] for c in counts.values()
+    )
     assert faults.table().count("\n") == len(counts) + 1
 
 
