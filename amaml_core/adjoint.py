@@ -40,7 +40,8 @@ class Store:
             costs the time and the memory of unrolling.
 
     Raises:
-        ValueError: ``graphs`` < 0, or together with another precision or device.
+        TypeError: ``dtype`` is none of floating-point numbers.
+        ValueError: ``graphs`` < 0, or together with another precision or device; a device that torch does not know.
 
     >>> from amaml_core import AMAML, Euler
     >>> AMAML(0.5, Euler(steps=50), memory=Store(dtype=torch.bfloat16)).memory
@@ -53,6 +54,13 @@ class Store:
 
     def __post_init__(self) -> None:
         count(self, "graphs", least=0)
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(f"Store keeps states in a floating-point dtype such as torch.bfloat16, not in {self.dtype!r}")
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"Store needs a device such as 'cpu', not {self.device!r}") from error
         if self.graphs and (self.dtype is not None or self.device is not None):
             raise ValueError("the graphs of steps cannot be kept in another precision or elsewhere; leave dtype and device out")
 

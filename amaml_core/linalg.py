@@ -30,7 +30,7 @@ def conjugate_gradients(
     """Solve ``A x = b`` for B independent symmetric positive definite systems at once, starting from zero.
 
     A system that has reached its tolerance, that is solved exactly, or that proves indefinite is left alone while the
-    others go on.
+    others go on. One that meets a number that is none, or whose right-hand side is too large to be squared, gives NaN.
 
     Args:
         operator: ``v (B, P) -> A v (B, P)``; row b of the result depends on row b of ``v`` alone.
@@ -49,15 +49,15 @@ def conjugate_gradients(
     x = torch.zeros_like(b)
     residual, direction = b, b
     size = norm = b.square().sum(1)  # (B,)
-    indefinite = torch.zeros_like(size, dtype=torch.bool)
+    indefinite, lost = torch.zeros_like(size, dtype=torch.bool), ~norm.isfinite()
     for iteration in range(steps):
-        active = (size > tolerance**2 * norm) & ~indefinite  # (B,)
+        active = (size > tolerance**2 * norm) & ~indefinite & ~lost  # (B,)
         if not (fixed or active.any()):
             break
         product = operator(direction)
         curvature = (direction * product).sum(1)  # (B,)
-        bad = active & ~(curvature > 0)  # a NaN is not positive either
-        indefinite, active = indefinite | bad, active & ~bad
+        bad, unknown = active & (curvature <= 0), active & curvature.isnan()
+        indefinite, lost, active = indefinite | bad, lost | unknown, active & ~bad & ~unknown
         if iteration == 0:
             x = torch.where(bad[:, None], b, x)
         # A zero where a system is done or its direction has vanished: no division 0/0, and no further change.
@@ -67,4 +67,5 @@ def conjugate_gradients(
         new_size = residual.square().sum(1)
         direction = residual + (new_size / torch.where(active, size, 1))[:, None] * direction
         size = new_size
+    x = torch.where(lost[:, None], torch.nan, x)
     return Solution(x, torch.where(norm > 0, size / torch.where(norm > 0, norm, 1), 0).sqrt(), indefinite)

@@ -201,7 +201,10 @@ def mean(total: Tensor) -> Tensor:
         DivergenceError: no task is left, or a sum has overflowed.
     """
     if not total[0]:
-        raise DivergenceError("the inner loop of every task diverged: the inner step size is too large for the support loss")
+        raise DivergenceError(
+            "the inner loop of every task diverged: the inner step size is too large for the support loss, or theta "
+            "or the data are not finite"
+        )
     if not total.isfinite().all():
         raise DivergenceError("the sum of the tasks' gradients is not finite although each of them is: shrink the query loss")
     return total[1:] / total[0]
@@ -289,6 +292,8 @@ def _of_chunk(method: Any, problem: Problem, theta: Tensor, tasks: Tasks, phi: T
         judge = tracing.replayed(getattr(pullback, "compared", None), problem, judge, given, "judge")
     query_loss, gradient, *direct = judge(*given)
     pulled, stats = pullback.run(gradient) if isinstance(pullback, Pullback) else (pullback(gradient), Diagnostics())
+    if pulled.shape != adapted.shape:
+        raise ValueError(f"the pullback of {type(method).__name__} gives {tuple(pulled.shape)} in place of {tuple(adapted.shape)}")
     if phi is not None and stats.phi_gradient is None:
         raise ValueError(f"the pullback of {type(method).__name__} gives no phi_gradient among its diagnostics")
     return pulled, direct[0] if direct else torch.zeros_like(given[1]), query_loss, adapted, stats

@@ -15,7 +15,7 @@ def count(settings: Any, name: str, least: int = 1) -> None:
 
     Raises:
         TypeError: it is no integer.
-        ValueError: it is too small.
+        ValueError: it is too small, or does not fit 64 bits.
     """
     value, owner = getattr(settings, name), type(settings).__name__
     try:
@@ -24,6 +24,8 @@ def count(settings: Any, name: str, least: int = 1) -> None:
         raise TypeError(f"{owner} needs an integer {name}, not {value!r}") from None
     if number < least:
         raise ValueError(f"{owner} needs {name} >= {least}, not {number}")
+    if number >= 2**63:
+        raise ValueError(f"{owner} needs {name} < 2**63, not {number}")
     object.__setattr__(settings, name, number)
 
 

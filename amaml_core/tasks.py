@@ -103,14 +103,14 @@ class Tasks:
         return Tasks(*(tree_map(function, entry) for entry in self.tensors))
 
     def __getitem__(self, index: slice | list[int] | Tensor) -> Tasks:
-        """The tasks that a slice, a list or an index tensor selects (an integer would drop the task axis: use ``[i:i+1]``).
+        """The tasks that a slice, a list or an index tensor (n,) selects (an integer would drop the task axis: use ``[i:i+1]``).
 
         >>> tasks = Tasks(*torch.zeros(4, 8, 5, 1))
         >>> len(tasks[:3]), len(tasks[[0, 5]])
         (3, 2)
         """
-        if isinstance(index, int):
-            raise TypeError(f"tasks[{index}] would drop the task axis; write tasks[{index}:{index + 1}]")
+        if not isinstance(index, slice | list) and getattr(index, "ndim", 0) != 1:
+            raise TypeError(f"tasks[{index!r:.50}] would not keep the task axis; write tasks[i : i + 1], or tasks[[i, j]]")
         return self.map(lambda tensor: tensor[index])
 
     def split(self, size: int | None) -> Iterator[Tasks]:

@@ -61,6 +61,18 @@ def test_checkpoints_change_nothing(solver, adjoint, proximal):
         assert torch.equal(estimate.gradient, expected.gradient) and torch.equal(estimate.adapted, expected.adapted)
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"dtype": torch.int64}, TypeError), ({"dtype": torch.bool}, TypeError), ({"dtype": torch.complex64}, TypeError),
+        ({"dtype": "float16"}, TypeError), ({"device": 1.5}, ValueError), ({"device": "gpu"}, ValueError),
+    ],
+)  # fmt: skip
+def test_states_are_kept_in_floating_point_on_a_device_that_exists(options, error):
+    with pytest.raises(error, match="Store (keeps|needs)"):
+        Store(**options)
+
+
 class Counter:
     """A chain of trivial steps that counts what a memory strategy does with it."""
 

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from problems import F64, regression, relative
@@ -36,6 +37,7 @@ from amaml_core import (
     meta_gradient,
     metrics,
 )
+from amaml_core.samplers import PoolSampler
 
 draw = partial(torch.randn, dtype=F64)
 METHODS = {
@@ -404,3 +406,23 @@ def test_a_module_of_tied_parameters_stays_tied():
     theta = draw(problem.size)
     module = problem.module(theta)
     assert module[0].weight is module[2].weight and torch.equal(torch.cat([p.flatten() for p in module.parameters()]), theta)
+
+
+@pytest.mark.parametrize("index", [3, np.int64(3), torch.tensor(3), True, None, (slice(2), 1), np.zeros((2, 2), int)], ids=repr)
+def test_an_index_that_would_not_keep_the_task_axis_is_refused(index):
+    tasks = tasks_of(8, 5, 5)
+    with pytest.raises(TypeError, match="would not keep the task axis"):
+        tasks[index]
+    for kept in (slice(3, 4), [3], torch.tensor([3]), np.array([3])):
+        assert torch.equal(tasks[kept].query_x, tasks.query_x[3:4])
+
+
+def test_a_pool_of_dictionaries_keeps_the_points_of_all_entries_together():
+    x = torch.arange(24.0).reshape(4, 6, 1)
+    pool = Tasks({"a": x, "b": (2 * x, -x)}, x, {"a": x, "b": (2 * x, -x)}, x)
+    drawn = PoolSampler(pool, np.int64(3), support=2, query=np.int64(5))(torch.Generator().manual_seed(0))
+    assert drawn.support_y.shape == (3, 2, 1) and drawn.query_y.shape == (3, 5, 1)
+    for part, y in ((drawn.support_x, drawn.support_y), (drawn.query_x, drawn.query_y)):
+        assert torch.equal(part["a"], y) and torch.equal(part["b"][0], 2 * y) and torch.equal(part["b"][1], -y)
+    with pytest.raises(ValueError, match="only 6 support points"):
+        PoolSampler(pool, 1, support=7)

@@ -25,15 +25,19 @@ from amaml_core import (
     MAML,
     RK4,
     DivergenceError,
+    Dopri5,
     Euler,
     GradientDescent,
     HessianFree,
     Heun,
     Problem,
     Reptile,
+    adapt,
+    evaluate,
     meta_gradient,
 )
 from amaml_core.linalg import conjugate_gradients
+from amaml_core.metrics import rmse
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,47 @@ def test_hessian_free_solves_a_quadratic_in_one_step_and_never_climbs():
         losses.append(problem.losses(u, *tasks.support) + 0.05 * (u - 10 * theta).square().sum(1))
         u = step(u)
     assert (torch.stack(losses).diff(dim=0) <= 1e-13).all() and (losses[-1] < losses[0]).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e200])  # the square of the last is beyond double precision
+@pytest.mark.parametrize("policy", ["raise", "truncate"])
+def test_hessian_free_calls_what_cannot_be_computed_no_minimum(value, policy):
+    problem, theta, tasks = regression()
+    tasks.support_y[1, 2] = value
+    method = IMAML(HessianFree(2, 2), on_negative_curvature=policy)
+    moved = (adapt(method, problem, theta, tasks, 2) - theta).norm(dim=1)
+    assert moved.isnan().tolist() == [False, True, False] and (moved[[0, 2]] > 0).all()
+    assert evaluate(method, problem, theta, tasks, rmse, steps=(2,))["query"].isna().tolist() == [False, True, False]
+    reason = "" if value == 1e200 else " of the batch, because tasks.support_y"
+    with pytest.raises(DivergenceError, match=rf"diverged for tasks \[1\]{reason}"):
+        meta_gradient(method, problem, theta, tasks)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_conjugate_gradients_give_no_number_where_a_product_is_none(bad):
+    a = torch.ones(2, 3, dtype=F64)
+    for fixed in (False, True):
+        solution = conjugate_gradients(lambda v: torch.tensor([[1.0], [bad * 0]], dtype=F64) * v, a, steps=2, fixed=fixed)
+        assert solution.x.isnan().all(1).tolist() == [False, True] and not solution.indefinite.any()
+        solution = conjugate_gradients(lambda v: v, torch.tensor([[1.0, 2.0], [1.0, bad]], dtype=F64), steps=2, fixed=fixed)
+        assert solution.x.isnan().all(1).tolist() == [False, True]
+
+
+def test_an_adaptive_solver_blames_data_that_are_not_finite_and_not_the_flow():
+    problem, theta, tasks = regression()
+    tasks.support_x[2, 0] = torch.nan
+    with pytest.raises(DivergenceError, match=r"because tasks.support_x holds NaN or infinity for tasks \[2\]"):
+        meta_gradient(AMAML(0.5, Dopri5()), problem, theta, tasks)
+
+
+def test_a_pullback_of_another_shape_is_refused():
+    problem, theta, tasks = regression()
+
+    def method(problem, theta, tasks):
+        return theta.expand(len(tasks), -1), lambda gradient: gradient.mean(0, keepdim=True)
+
+    with pytest.raises(ValueError, match=r"gives \(1, \d+\) in place of \(3, \d+\)"):
+        meta_gradient(method, problem, theta, tasks)
 
 
 def test_imaml_says_when_the_curvature_is_too_negative():

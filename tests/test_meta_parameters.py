@@ -42,6 +42,27 @@ from amaml_core import (
 PHI = torch.tensor([0.3, -0.4, 0.2], dtype=F64)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        lambda phi: phi.exp()[:1, None] if phi[0] > -9 else phi[:1, None] * 0 + 1,
+        lambda phi: phi[:1, None].exp() * phi[1].abs().item(),
+        lambda phi: phi.exp_()[:1, None],
+    ],
+    ids=["branch", "item", "in place"],
+)
+def test_step_sizes_may_be_any_function_and_leave_phi_as_it_is(sizes):
+    problem, theta, tasks = regression()
+    phi = PHI.clone() - 2
+    method = AMAML(9.0, Euler(3), step_sizes=sizes)
+    found = meta_gradient(method, problem, theta, tasks, phi).phi_gradient
+    evaluate(method, problem, theta, tasks, metrics.rmse, phi=phi)
+    assert torch.equal(phi, PHI - 2)
+    up, down = (meta_gradient(method, problem, theta, tasks, phi + e * torch.eye(3, dtype=F64)[0]) for e in (1e-5, -1e-5))
+    difference = (up.query_loss - down.query_loss).mean() / 2e-5
+    assert found[0].item() == pytest.approx(difference.item(), rel=1e-7)
+
+
 def mse(p, y):
     return (p - y).square().mean()
 

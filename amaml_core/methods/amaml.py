@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from ..adjoint import Backsolve, Checkpoint, Store
 from ..chain import Chain, chain, repeat
@@ -208,7 +207,12 @@ class AMAML:
         if isinstance(self.solver, Dopri5):
             whole = chain(kernel, theta, tasks, 1.0, 1, phi=phi)
             field = lambda u: kernel.field(u, whole.theta, whole.phi, *tasks.support)  # noqa: E731
-            grid = adaptive_grid(self.solver, field, whole.theta, self.horizon)
+            try:
+                grid = adaptive_grid(self.solver, field, whole.theta, self.horizon)
+            except DivergenceError:
+                if reason := not_finite(theta, tasks, phi):
+                    raise DivergenceError(f"Dopri5 cannot take a step, because {reason}") from None
+                raise
             sizes = torch.tensor(grid.step_sizes, dtype=torch.float64)[:, None]  # (K, 1)
             cost = Diagnostics(steps=len(sizes), rejected=grid.rejected, gradient_evaluations=grid.evaluations)
             return chain(kernel, theta, tasks, sizes, len(sizes), phi=phi), cost
@@ -226,19 +230,20 @@ class AMAML:
             return self.step_sizes.detach().to("cpu", torch.float64)
         if phi is None:
             raise ValueError("step_sizes are a function of phi: pass phi=... (M,)")
-        found = self.step_sizes(phi.detach())
+        found = self.step_sizes(phi.detach().clone())
         if not isinstance(found, Tensor):
             raise TypeError(f"step_sizes(phi) must return a tensor (K or 1, 1 or G or P), not {type(found).__name__}")
         return self._checked(found.detach().to("cpu", torch.float64))
 
     def _sizes_to_phi(self, phi: Tensor, by_step: Tensor) -> Tensor:
         """The gradient (B, M) of the meta-parameters ``phi (B, M)`` by way of the step sizes, from theirs (B, K, G)."""
-        phi = phi.detach().requires_grad_()
+        one = phi[0].detach().clone().requires_grad_()  # the same for all tasks
         with torch.enable_grad():
-            sizes = vmap(self.step_sizes)(phi)  # (B, K, G)
+            sizes = self.step_sizes(one * 1)  # (K or 1, G); times 1, for a function that works in place
         if not sizes.requires_grad:
             return torch.zeros_like(by_step[:, 0, :1].expand_as(phi))
-        return torch.autograd.grad(sizes, phi, by_step.to(sizes), allow_unused=True, materialize_grads=True)[0].to(by_step)
+        back = torch.autograd.grad(sizes, one, by_step.to(sizes), is_grads_batched=True, allow_unused=True, materialize_grads=True)
+        return back[0].to(by_step)  # (B, M)
 
 
 def describe_divergence(steps: Chain, diverged: Tensor, theta: Tensor, tasks: Tasks, phi: Tensor | None = None) -> str:

@@ -143,7 +143,9 @@ class HessianFree:
                 if enough.all():
                     break
                 rate = torch.where(enough, rate, rate / 2)
-            return torch.where(lowers(rate)[:, None], u + rate[:, None] * direction, u)
+            following = torch.where(lowers(rate)[:, None], u + rate[:, None] * direction, u)
+            known = start.isfinite() & direction.isfinite().all(1)  # else it is not that no step helps: nobody knows
+            return torch.where(known[:, None], following, torch.nan)
 
         return torch.no_grad()(newton)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -23,5 +25,5 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 def check_sizes(**sizes: int) -> None:
     """Raises ValueError unless every named size is an integer of at least 1."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not hasattr(size, "__index__") or isinstance(size, bool) or operator.index(size) < 1:
             raise ValueError(f"{name} must be an integer of at least 1, not {size!r}")

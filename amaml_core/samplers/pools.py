@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..tasks import Tasks
 from .draws import check_sizes, distinct
@@ -37,8 +38,8 @@ class PoolSampler:
         check_sizes(batch=self.batch)
         for name, wanted, there in (
             ("batch", self.batch, len(self.pool)),
-            ("support", self.support, self.pool.support_x.shape[1]),
-            ("query", self.query, self.pool.query_x.shape[1]),
+            ("support", self.support, self.pool.shots),
+            ("query", self.query, tree_leaves(self.pool.query_x)[0].shape[1]),
         ):
             if wanted is None:
                 continue
@@ -49,16 +50,17 @@ class PoolSampler:
 
     def __call__(self, generator: torch.Generator) -> Tasks:
         """B tasks without replacement."""
-        tasks = self.pool[distinct((), len(self.pool), self.batch, generator).to(self.pool.support_x.device)]
+        tasks = self.pool[distinct((), len(self.pool), self.batch, generator).to(self.pool.device)]
         support_x, support_y = _some_points(tasks.support_x, tasks.support_y, self.support, generator)
         query_x, query_y = _some_points(tasks.query_x, tasks.query_y, self.query, generator)
         return Tasks(support_x, support_y, query_x, query_y)
 
 
-def _some_points(x: Tensor, y: Tensor, k: int | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """k random points of each task: x (B, N, ...), y (B, N, ...) -> (B, k, ...) twice."""
+def _some_points(x: Any, y: Any, k: int | None, generator: torch.Generator) -> tuple[Any, Any]:
+    """k random points of each task: tensors x (B, N, ...), y (B, N, ...) -> (B, k, ...) twice."""
     if k is None:
         return x, y
-    points = distinct((x.shape[0],), x.shape[1], k, generator).to(x.device)  # (B, k)
-    rows = torch.arange(x.shape[0], device=x.device)[:, None]  # (B, 1)
-    return x[rows, points], y[rows, points]
+    b, n = tree_leaves(x)[0].shape[:2]
+    points = distinct((b,), n, k, generator).to(tree_leaves(x)[0].device)  # (B, k)
+    rows = torch.arange(b, device=points.device)[:, None]  # (B, 1)
+    return tree_map(lambda t: t[rows, points], (x, y))
