@@ -167,7 +167,7 @@ def test_the_implicit_gradient_solves_the_linear_system_of_the_optimality_condit
     assert relative(hypertorch_recipe(case)(), solution) < 1e-10
 
 
-@pytest.mark.parametrize("execution", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("execution", ["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("traced", "compiled"))])
 @pytest.mark.parametrize("mode", modes.MODES)
 @pytest.mark.parametrize("network", ["mlp", *LARGE])
 def test_both_modes_give_the_derivative_of_the_gradient(network, mode, execution):

@@ -44,17 +44,20 @@ def test_adam_inside():
     assert found["unrolled kB"] > 10 * stored
 
 
+@pytest.mark.slow
 def test_meta_sgd():
     _, found = run("meta_sgd")
     assert len(found) == 4 and found.pop("Meta-SGD") < 0.5 * min(found.values())
 
 
+@pytest.mark.slow
 def test_learned_regularizer():
     _, found = run("learned_regularizer")
     assert found["a weight each"] < 0.6 * min(found["no weight"], found["one weight"])
     assert found["useless"] > 20 * found["useful"]
 
 
+@pytest.mark.slow
 def test_transformer_in_context():
     _, found = run("transformer_in_context")
     assert found["trained 3"] > max(found["untrained 3"], found["untrained 12"]) + 0.1
@@ -66,6 +69,7 @@ def better_and_the_same_under_a_wrapper(found):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+@pytest.mark.slow
 def test_outer_loop_in_a_distributed_wrapper(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

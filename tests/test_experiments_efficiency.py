@@ -86,6 +86,7 @@ def test_all_methods_meet_at_the_published_steps_and_ours_go_on():
     assert set(LONG) < set(METHODS)
 
 
+@pytest.mark.slow  # chapter 14 makes these tables, too
 def test_a_live_comparison_gives_every_table_of_the_chapter():
     live = run.live("smoke", 0)
     for kind in ("seconds", "bytes"):

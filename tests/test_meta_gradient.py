@@ -2,7 +2,7 @@
 
 import gc
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -74,10 +74,15 @@ def test_quadratic_closed_form():
     assert relative(implicit.gradient, expected) < 1e-12
 
 
+@cache
+def of_the_flow():
+    return meta_gradient(AMAML(1.0, RK4(150)), *regression()).gradient
+
+
 @pytest.mark.parametrize("solver", [Euler, Heun, RK4])
 def test_gradient_converges_to_the_flows_at_the_solvers_order(solver):
     problem, theta, tasks = regression()
-    exact = meta_gradient(AMAML(1.0, RK4(150)), problem, theta, tasks).gradient
+    exact = of_the_flow()
     steps = torch.tensor([48, 64, 96, 128] if solver is Euler else [16, 24, 32, 48])
     errors = torch.tensor(
         [relative(meta_gradient(AMAML(1.0, solver(int(k))), problem, theta, tasks).gradient, exact) for k in steps]
@@ -177,7 +182,9 @@ def test_conjugate_gradients_stop_where_the_curvature_is_not_positive():
     assert torch.equal(solution.x[2], b[2])
 
 
-@pytest.mark.parametrize("inner", [GradientDescent(0.1, 400), HessianFree(cg_steps=50, steps=20)], ids=["GD", "HF"])
+@pytest.mark.parametrize(
+    "inner", [pytest.param(GradientDescent(0.1, 400), marks=pytest.mark.slow), HessianFree(cg_steps=50, steps=20)], ids=["GD", "HF"]
+)
 def test_converged_imaml_agrees_with_central_differences_of_the_proximal_problem(inner):
     problem, theta, tasks = regression()
     method = IMAML(inner, regularization=2.0, cg_steps=60, cg_tolerance=1e-12)

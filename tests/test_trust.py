@@ -315,7 +315,7 @@ def sequences(name, tasks=3, dtype=F64):
 
 
 @pytest.mark.filterwarnings("ignore:the model cannot be batched")
-@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("tasks", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_models_that_vmap_does_not_take_have_their_own_gradient(name, tasks):
     problem, theta, data = sequences(name, tasks)
@@ -881,11 +881,11 @@ def test_a_checkpoint_of_another_run_is_refused_field_by_field(name, tmp_path):
 
 
 def test_settings_too_long_to_be_printed_count_in_full(tmp_path):
-    model = lambda: seeded(lambda: nn.Linear(2000, 1)).double()  # noqa: E731
-    wide = lambda generator: Tasks(*(draw(2, 3, n, generator=generator) for n in (2000, 1, 2000, 1)))  # noqa: E731
-    places = torch.arange(2001)
-    masks = [AMAML(1e-3, Euler(2), inner=InnerLoop(mask=places != k)) for k in (1000, 1001)]
-    sizes = [AMAML(1e-3, Euler(2001), step_sizes=1e-6 + 1e-7 * (places == k).double()[:, None]) for k in (1000, 1001)]
+    model = lambda: seeded(lambda: nn.Linear(1100, 1)).double()  # noqa: E731
+    wide = lambda generator: Tasks(*(draw(2, 3, n, generator=generator) for n in (1100, 1, 1100, 1)))  # noqa: E731
+    places = torch.arange(1101)
+    masks = [AMAML(1e-3, Euler(2), inner=InnerLoop(mask=places != k)) for k in (500, 501)]
+    sizes = [AMAML(1e-3, Euler(1101), step_sizes=1e-6 + 1e-7 * (places == k).double()[:, None]) for k in (500, 501)]
     for (one, other), message in ((masks, "method.inner.mask"), (sizes, "method.step_sizes")):
         path = tmp_path / f"{message}.safetensors"
         assert repr(one) == repr(other)
