@@ -50,6 +50,46 @@ def test_a_damaged_part_is_refused_and_nothing_is_left(prepared):
     assert not list((prepared / "other").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("omniglot", '[{"name": "../../hit", "parts": 1, "sha256": ""}]', "'../../hit' is no plain name of a file"),
+        ("omniglot", '[{"name": "/hit", "parts": 1, "sha256": ""}]', "'/hit' is no plain name"),
+        ("omniglot", '[{"name": "..", "parts": 1, "sha256": ""}]', "'..' is no plain name"),
+        ("omniglot", '[{"name": 1, "parts": 1, "sha256": ""}]', "'1' is no plain name"),
+        ("omniglot", '[{"name": "manifest.json", "parts": 1e9, "sha256": ""}]', "cannot have"),
+        ("omniglot", '[{"name": "a", "parts": 1, "sha256": ""}, {"name": "a", "parts": 0, "sha256": ""}]', "stands there twice"),
+        ("omniglot", '[{"name": "a", "parts": 1, "sha256": ""}]', "lists no manifest.json"),
+        ("omniglot", '[{"name": "a"}]', "an entry is not a name"),
+        ("omniglot", "{}", "no list of files"),
+        ("omniglot", "{", "Expecting property name"),
+        ("..", "[]", "no data set is called '..'"),
+    ],
+)
+def test_a_listing_that_pack_does_not_write_is_refused_by_name_and_nothing_is_written(tmp_path, name, text, said):
+    gpu = tmp_path / "gpu"
+    gpu.mkdir()
+    (gpu / f"{name}.json").write_text(text)
+    (gpu / "omniglot.000").touch()
+    with pytest.raises(ValueError, match="send it again") as error:
+        images_gpu.join(tmp_path / "deep" / "data", gpu)
+    assert f"{gpu / name}.json is no listing of parts: " in str(error.value) and said in str(error.value)
+    assert {path.name for path in tmp_path.rglob("*")} == {"gpu", f"{name}.json", "omniglot.000"}
+
+
+def test_parts_are_written_beside_and_renamed(prepared, monkeypatch):
+    before = there(prepared / "gpu")
+    (prepared / "data" / "omniglot" / "images.npy").write_bytes(bytes(2560))
+
+    def full(file, beside):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="gpu/README"):
+        images_gpu.pack(prepared / "data", prepared / "gpu", part_mib=1 / 1024, wheels=())
+    assert there(prepared / "gpu") == before
+
+
 def test_without_data_there_is_nothing_to_pack(tmp_path):
     with pytest.raises(FileNotFoundError, match="make data-images"):
         images_gpu.pack(tmp_path, tmp_path / "gpu")

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,12 +21,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from amaml_core import strict
+from amaml_core.locations import data_root
+from amaml_core.records import write_beside
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "_gpu"
 NAMES = ("omniglot", "mini-imagenet")  # in the order of what is worth most
 WHEELS = ("safetensors", "scipy", "joblib")
 PART_MIB = 60
+MOST_PARTS = 10_000  # of one data set, and more than ten times what the largest has
 STEPS = """\
 1. There, for each part in turn, with the checkout and that part alone:  python -m tools.images_gpu join
 2. There, again and again, with _gpu/back of the call before:            python -m tools.images_gpu run --minutes 8
@@ -43,8 +50,7 @@ def pack(data: Path, folder: Path = FOLDER, part_mib: float = PART_MIB, wheels: 
     found = [name for name in NAMES if (data / name / "manifest.json").is_file()]
     if not found:
         raise FileNotFoundError(f"{data} holds no image data: run `make data-images` first")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README").write_text(STEPS)
+    write_beside(folder / "README", STEPS.encode())
     parts, limit = [], int(part_mib * 2**20)
     for name in found:
         files, number = [], 0
@@ -55,11 +61,11 @@ def pack(data: Path, folder: Path = FOLDER, part_mib: float = PART_MIB, wheels: 
                 while piece := source.read(limit):
                     digest.update(piece)
                     parts.append(folder / f"{name}.{number:03d}")
-                    parts[-1].write_bytes(piece)
+                    write_beside(parts[-1], piece)
                     sizes.append(len(piece))
                     number += 1
             files.append({"name": path.name, "parts": len(sizes), "sha256": digest.hexdigest()})
-        (folder / f"{name}.json").write_text(json.dumps(files, indent=1))
+        write_beside(folder / f"{name}.json", json.dumps(files, indent=1).encode())
     if wheels:
         download = [
             sys.executable,
@@ -79,17 +85,47 @@ def pack(data: Path, folder: Path = FOLDER, part_mib: float = PART_MIB, wheels: 
     return parts
 
 
+def read_listing(path: Path) -> list[dict[str, Any]]:
+    """What ``NAME.json`` says of a data set. It came from elsewhere, so the names in it must be plain: they become files here.
+
+    Raises:
+        ValueError: it is damaged, or no listing that ``pack`` writes.
+    """
+    try:
+        if path.stem not in NAMES:
+            raise ValueError(f"no data set is called {path.stem!r}; there are {', '.join(NAMES)}")
+        files = strict.parse(path.read_bytes())
+        if not isinstance(files, list):
+            raise ValueError("it is no list of files")
+        for entry in files:
+            if not isinstance(entry, dict) or set(entry) != {"name", "parts", "sha256"}:
+                raise ValueError(f"an entry is not a name, a number of parts and a SHA-256: {str(entry)[:80]}")
+            if not isinstance(entry["name"], str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", entry["name"]):
+                raise ValueError(f"{str(entry['name'])[:80]!r} is no plain name of a file")
+            if type(entry["parts"]) is not int or not 0 <= entry["parts"] <= MOST_PARTS:
+                raise ValueError(f"{entry['name']} cannot have {str(entry['parts'])[:80]} parts")
+        if sum(entry["parts"] for entry in files) > MOST_PARTS:
+            raise ValueError(f"it has more than {MOST_PARTS:,} parts")
+        if len({entry["name"].lower() for entry in files}) < len(files):
+            raise ValueError("a file stands there twice")
+        if "manifest.json" not in {entry["name"] for entry in files}:
+            raise ValueError("it lists no manifest.json")
+    except ValueError as error:
+        raise ValueError(f"{path} is no listing of parts: {error}; send it again, as `pack` wrote it") from error
+    return files
+
+
 def join(data: Path, folder: Path = FOLDER) -> dict[str, int]:
     """Put the data sets together whose parts are all here; for each, how many parts are still missing.
 
     A data set that is complete is not made again, and its parts may go.
 
     Raises:
-        ValueError: a part is not what was packed.
+        ValueError: a listing or a part is not what was packed.
     """
     missing = {}
     for listing in sorted(folder.glob("*.json")):
-        name, files = listing.stem, json.loads(listing.read_text())
+        name, files = listing.stem, read_listing(listing)
         if (data / name / "manifest.json").is_file():
             missing[name] = 0
             continue
@@ -148,8 +184,8 @@ def merge(folder: Path, results: Path | None = None, commit: str = "unknown") ->
     return len(found)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 1 after an error, which is one line."""
     parser = argparse.ArgumentParser(prog="python -m tools.images_gpu", description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("pack", help="write what must travel")
@@ -161,8 +197,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     merges.add_argument("folder", type=Path)
     merges.add_argument("--commit", default="unknown", help="of the checkout that travelled, where it travelled without .git")
     arguments = parser.parse_args(argv)
-    from amaml_core.locations import data_root
+    try:
+        act(arguments)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
+
+def act(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
     if arguments.verb == "pack":
         parts = pack(data_root())
         print(f"{len(parts)} parts of at most {PART_MIB} MiB in {FOLDER}; {FOLDER / 'README'} says what to do with them")
@@ -181,4 +225,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
