@@ -15,9 +15,26 @@ from tqdm import tqdm
 from data_scripts.archives import LARGEST_ZIP
 from data_scripts.common import DataError, Unreachable
 
+SCHEMES = ("https",)
 CONNECT_SECONDS = 7
 READ_SECONDS = 30
 CHUNK_BYTES = 2**14  # what is lost at most when the connection breaks, since whole chunks are handed over
+
+
+class ListedHosts(requests.Session):
+    """A session that asks no host but these, and none without encryption, wherever it is sent on to."""
+
+    def __init__(self, hosts: frozenset[str]) -> None:
+        super().__init__()
+        self.hosts = hosts
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send one request, the first or one after a redirect. Raises Unreachable if it leads elsewhere."""
+        address = urlsplit(str(request.url))
+        if address.scheme not in SCHEMES or address.netloc.lower() not in self.hosts:
+            place, listed = f"{address.scheme}://{address.netloc}", ", ".join(sorted(self.hosts))
+            raise Unreachable(f"{place} was not asked, though it was sent for: archives come from {listed} by {SCHEMES[0]} alone")
+        return super().send(request, **options)
 
 
 @dataclass(frozen=True)
@@ -29,12 +46,16 @@ class ResumingDownloader:
     """
 
     part: Path
+    hosts: frozenset[str]
 
     def __call__(self, url: str, output_file: Any, _pooch: Any = None) -> None:
         """Bring `url` into `output_file`. Raises requests' exceptions, Unreachable for an early end, OSError."""
         have = self.part.stat().st_size if self.part.exists() else 0
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
+        with (
+            ListedHosts(self.hosts) as session,
+            session.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response,
+        ):
             if response.status_code == requests.codes.requested_range_not_satisfiable:
                 # Nothing is left to send: the part is as long as the file, or longer and then of no use.
                 if response.headers.get("Content-Range") != f"bytes */{have}":
@@ -81,7 +102,8 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
         DataError: a host serves something else.
     """
     pooch.get_logger().setLevel("WARNING")
-    downloader = ResumingDownloader(target.with_name(f"{target.name}.part"))
+    hosts = frozenset(urlsplit(url).netloc.lower() for url in urls)
+    downloader = ResumingDownloader(target.with_name(f"{target.name}.part"), hosts)
     failures: list[DataError] = []
     silent: set[str] = set()
     for url in urls:

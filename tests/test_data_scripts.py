@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image, ImageOps
 
 from data_scripts import __main__ as everything
@@ -1057,7 +1058,8 @@ class Host:
 
 
 @pytest.fixture
-def host(offline: Path) -> Iterator[Host]:
+def host(offline: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(download, "SCHEMES", ("http",))  # the server of this machine has no certificate
     serving = Host(zipped({"ml-100k/u.data": lines_100k(), "ml-100k/noise": np.random.default_rng(0).bytes(400_000)}))
 
     class Handler(BaseHTTPRequestHandler):
@@ -1211,6 +1213,51 @@ def test_a_full_disk_during_a_download_is_said(host: Host, monkeypatch: pytest.M
     assert arrays(ML_100K) == SORTED
 
 
+@pytest.mark.parametrize(
+    ("location", "taken"),
+    [
+        ("https://a.example/elsewhere/ml-100k.zip", True),
+        ("https://b.example/ml-100k.zip", True),
+        ("/elsewhere/ml-100k.zip", True),
+        ("http://a.example/ml-100k.zip", False),
+        ("https://c.example/ml-100k.zip", False),
+        ("//c.example/ml-100k.zip", False),
+        ("https://a.example:8443/ml-100k.zip", False),
+        ("https://a.example@c.example/ml-100k.zip", False),
+        ("file:///etc/hostname", False),
+    ],
+)
+def test_a_redirect_is_followed_to_listed_hosts_over_https_alone(
+    offline: Path, monkeypatch: pytest.MonkeyPatch, location: str, taken: bool
+) -> None:
+    asked, body = [], zipped({"ml-100k/u.data": lines_100k()})
+
+    def send(_adapter: object, request: requests.PreparedRequest, **_options: object) -> requests.Response:
+        asked.append(request.url)
+        response = requests.Response()
+        response.request, response.url, response.raw = request, request.url, io.BytesIO(b"" if len(asked) == 1 else body)
+        response.status_code = 302 if len(asked) == 1 else 200
+        response.headers["Location"] = location
+        return response
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "close", lambda _adapter: None)
+    dataset = hosted(Host(body), "https://a.example/ml-100k.zip", *(["https://b.example/x.zip"] if taken else []))
+    if taken:
+        assert prepare(dataset) and len(asked) == 2
+    else:
+        with pytest.raises(Unreachable, match=r"://\S* was not asked.*: archives come from a.example by https alone"):
+            prepare(dataset)
+        assert asked == ["https://a.example/ml-100k.zip"] and nothing_half_made()
+
+
+def test_no_host_is_asked_without_encryption(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "SCHEMES", ("https",))
+    with pytest.raises(Unreachable, match="http://127.0.0.1:[0-9]+ was not asked"):
+        prepare(hosted(host))
+    assert host.asked == []
+
+
 def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -1219,7 +1266,7 @@ def closed_port() -> int:
 
 def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(offline: Path, capsys: pytest.CaptureFixture) -> None:
     address = f"127.0.0.1:{closed_port()}"
-    urls = (f"http://{address}/ml-100k.zip", f"http://{address}/archive/ml-100k.zip")
+    urls = (f"https://{address}/ml-100k.zip", f"https://{address}/archive/ml-100k.zip")
     expected = rf"^{address} cannot be reached \(no connection\)\. .*movielens/ml-100k\.zip and set AMAML_MIRROR=DIR$"
     with pytest.raises(Unreachable, match=expected):
         prepare(hosted(Host(b"x"), *urls))
