@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -162,6 +162,10 @@ def prepare(dataset: DataSet) -> bool:
     """
     target = data_folder() / dataset.name
     if defect(dataset, target) is None:
+        with suppress(OSError):  # who may not write there, or while another works there, need not tidy up
+            if any(leftovers(target)):
+                with lock(target, blocking=False):
+                    remove_leftovers(target)
         return False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -229,24 +233,31 @@ def refuse_foreign_files(dataset: DataSet, target: Path) -> None:
         raise DataError(f"{target} holds files that are not prepared data ({foreign[0]}); move them away and run again")
 
 
+def lock(target: Path, blocking: bool = True) -> FileLock:
+    """What keeps a second run off the same data set; the lock is the system's and goes when the process does."""
+    return FileLock(target.parent / f".{target.name}.lock", blocking=blocking)
+
+
 @contextmanager
 def only_one(dataset: DataSet, target: Path) -> Iterator[None]:
-    """Keep a second run off the same data set; the lock is the system's and goes when the process does."""
-    lock = FileLock(target.parent / f".{target.name}.lock")
+    """Keep a second run off the same data set, and say so to one that has to wait."""
     try:
-        lock.acquire(blocking=False)
+        held = lock(target, blocking=False).acquire()
     except Timeout:
         print(f"{dataset.name}: another run is preparing it; waiting for it to end", flush=True)
-        lock.acquire()
-    try:
+        held = lock(target).acquire()
+    with held:
         yield
-    finally:
-        lock.release()
+
+
+def leftovers(target: Path) -> Iterator[Path]:
+    """The temporary folders of runs that were killed, and of one that is at work."""
+    return target.parent.glob(f".{target.name}.tmp-*")
 
 
 def remove_leftovers(target: Path) -> None:
     """Remove the temporary folders of runs that were killed."""
-    for leftover in target.parent.glob(f".{target.name}.tmp-*"):
+    for leftover in leftovers(target):
         shutil.rmtree(leftover)
 
 

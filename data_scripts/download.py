@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,23 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
     pooch.get_logger().setLevel("WARNING")
     hosts = frozenset(urlsplit(url).netloc.lower() for url in urls)
     downloader = ResumingDownloader(target.with_name(f"{target.name}.part"), hosts)
+    # pooch collects in a temporary file, which a kill would leave: it has a folder of its own, and the caller works alone.
+    scratch = target.with_name(f".{target.name}.fetching")
+    if target.exists():
+        print(f"{target.name}: checking the copy of {urls[0]}", flush=True)
+        algorithm, _, expected = known_hash.partition(":")
+        if pooch.file_hash(str(target), alg=algorithm) == expected:
+            return
     failures: list[DataError] = []
     silent: set[str] = set()
     for url in urls:
         host = urlsplit(url).netloc
         if host in silent:
             continue
-        print(f"{target.name}: {'checking the copy of' if target.exists() else 'fetching'} {url}", flush=True)
+        print(f"{target.name}: fetching {url}", flush=True)
         try:
-            pooch.retrieve(url, known_hash, fname=target.name, path=target.parent, downloader=downloader)
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.replace(pooch.retrieve(url, known_hash, fname=target.name, path=scratch, downloader=downloader), target)
             return
         except DataError as error:
             failures.append(error)
@@ -123,6 +132,8 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
             failures.append(Unreachable(f"{host} cannot be reached ({short_reason(error)})"))
         except ValueError as error:  # pooch's word for a wrong hash
             failures.append(DataError(f"{url} serves a file that is not the official one ({error})"))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     # A wrong file weighs more than a silent host.
     kind = Unreachable if all(isinstance(failure, Unreachable) for failure in failures) else DataError
     raise kind("; ".join(map(str, failures)))

@@ -1016,6 +1016,16 @@ def test_a_killed_run_leaves_nothing_that_the_next_one_does_not_clear_away(mirro
     assert arrays(ML_100K) == SORTED and nothing_half_made()
 
 
+def test_what_a_kill_left_beside_whole_data_goes_unless_another_run_is_at_work(mirror: Path) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    left = common.data_folder() / ".ml-100k.tmp-99999-old"
+    left.mkdir()
+    with common.lock(common.data_folder() / "ml-100k"):
+        assert not prepare(ML_100K) and left.is_dir()
+    assert not prepare(ML_100K) and not left.exists() and arrays(ML_100K) == SORTED
+
+
 def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, capsys: pytest.CaptureFixture) -> None:
     put_100k(mirror)
     built: list[Path] = []
@@ -1113,6 +1123,25 @@ def test_a_download_is_verified_prepared_and_kept(host: Host) -> None:
     (common.data_folder() / "ml-100k/manifest.json").unlink()
     prepare(hosted(host))
     assert host.asked == [None]
+
+
+def test_what_a_kill_left_of_a_download_goes_with_the_next_one(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = common.archive_folder() / "movielens"
+    begin = download.ResumingDownloader.append
+
+    def append(*given: Any) -> None:
+        for name in (path.name for path in folder.rglob("tmp*")):  # what stands there if it is killed now
+            seen.append(name)
+        begin(*given)
+
+    seen: list[str] = []
+    monkeypatch.setattr(download.ResumingDownloader, "append", append)
+    left = folder / ".ml-100k.zip.fetching" / "tmp123"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    prepare(hosted(host))
+    assert seen and left.name not in seen
+    assert [path.name for path in folder.iterdir()] == ["ml-100k.zip"] and arrays(ML_100K) == SORTED
 
 
 def test_a_download_that_was_cut_short_goes_on_where_it_stopped(host: Host) -> None:
