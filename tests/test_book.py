@@ -216,6 +216,21 @@ def test_publish_leaves_a_notebook_alone_that_shows_the_same(chapter):
     assert nbformat.read(path, as_version=4).metadata[notebooks.RUN].date == "1999-01-01"
 
 
+def test_a_notebook_that_cannot_be_written_is_named_and_stays_as_it_was(chapter, monkeypatch):
+    chapter("print(1)")
+    committed("", "1\n")
+    path = notebooks.NOTEBOOKS / "one.ipynb"
+    before = path.read_bytes()
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left on device: .*book/one.ipynb"):
+        committed("", "2\n")
+    assert path.read_bytes() == before and {p.name for p in notebooks.NOTEBOOKS.iterdir()} == {"one.ipynb", "src"}
+
+
 def test_the_status_page_shows_what_the_notebooks_say_and_no_more():
     run = {"profile": "book", "date": "2024-01-31", "machine": "a computer", "commit": "abc", "seconds": 90,
            "versions": {"torch": "2.0"}}  # fmt: skip

@@ -407,13 +407,17 @@ def sync(name: str) -> None:
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
-    """Write beside and rename, so that an interruption never leaves half a notebook; leave an equal file alone."""
+    """Write beside and rename, so that an interruption never leaves half a notebook; leave an equal file alone.
+
+    Raises:
+        OSError: it cannot be written; the error names the notebook.
+    """
+    from amaml_core.records import write_beside
+
     text = nbformat.writes(notebook) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_beside(path, text.encode())
 
 
 def main(arguments: list[str] | None = None) -> int:
