@@ -42,6 +42,14 @@ def test_rights_are_the_least_and_every_job_ends(name, job, content):
     assert "secrets" not in str(content)
 
 
+def test_a_pipe_fails_where_its_first_command_does_and_an_upload_of_nothing_fails():
+    assert [content["defaults"] for content in WORKFLOWS.values()] == [{"run": {"shell": "bash"}}] * 3  # with pipefail
+    every = [step for _, _, job in JOBS for step in steps(job)]
+    assert not any("shell" in step or "defaults" in job for step in every for _, _, job in JOBS)
+    uploads = [step for step in every if "actions/upload-artifact@" in step.get("uses", "")]
+    assert len(uploads) >= 3 and [step["with"] for step in uploads if step["with"].get("if-no-files-found") != "error"] == []
+
+
 def test_pages_figures_and_releases_are_never_cut_off():
     assert WORKFLOWS["book"]["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
     groups = [WORKFLOWS["book"]["jobs"]["publish"], WORKFLOWS["weekly"]["jobs"]["figures"], WORKFLOWS["release"]]
