@@ -47,15 +47,26 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "PROFILE=smoke|book|full (now $$PROFILE), JOBS=$$JOBS, SEED=$$SEED, PYTHON=$$PYTHON, VENV=$$VENV"
 
+# $(call unless-taken,FOLDER): stops unless the environment in this folder is this checkout's, or nobody's.
+unless-taken = @for known in $1/lib/python*/site-packages/checkout.pth; do \
+	  other=$$(cat "$$known" 2>/dev/null); \
+	  if [ -n "$$other" ] && [ -e "$$other/Makefile" ] && ! [ "$$other" -ef . ]; then \
+	    echo "The environment $1 belongs to the checkout $$other; choose another folder, for example VENV=.venv, or remove $1" >&2; \
+	    exit 1; \
+	  fi; \
+	done
+# The notebooks import what stands beside the package, too, wherever they are run from.
+take = @pwd > "$$($1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+
 $(READY): requirements.lock pyproject.toml
+	$(call unless-taken,$(VENV))
 	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$$PYTHON is not there, or older than 3.11; say for example: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing the packages of requirements.lock into $$VENV (a few minutes) ..."
 	@"$$PYTHON" -m venv "$$VENV"
 	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.lock
 	@$(PY) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
-	@# The notebooks import what stands beside the package, too, wherever they are run from.
-	@pwd > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+	$(call take,$(VENV))
 	@touch $@
 
 env: $(READY)  ## the environment in .venv
@@ -151,10 +162,12 @@ sync: $(READY)  ## carry the text of the sources into the committed notebooks
 
 # The other libraries have an environment of their own: `make lock` freezes that of the book.
 $(VENV)-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.toml
+	$(call unless-taken,$(VENV)-bench)
 	@"$$PYTHON" -m venv "$$VENV-bench"
 	@$(VENV)-bench/bin/python -m pip install --disable-pip-version-check -qq -c requirements.lock setuptools wheel \
 	  torch torchdiffeq numpy pandas tqdm pillow matplotlib seaborn pytest -r benchmarks/requirements.txt
 	@$(VENV)-bench/bin/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	$(call take,$(VENV)-bench)
 	@touch $@
 
 bench: $(VENV)-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)

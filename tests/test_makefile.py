@@ -99,6 +99,21 @@ def test_python_is_one_program_and_not_a_line_of_commands(make, tmp_path, texts)
         assert code and "is not there, or older than 3.11" in said and not asked and not hit.exists(), said
 
 
+@pytest.mark.parametrize(("target", "venv"), [("env", "venv"), ("bench", "venv-bench")])
+@pytest.mark.parametrize("taken", [True, False])
+def test_an_environment_of_another_checkout_is_left_to_it(make, tmp_path, target, venv, taken):
+    (tmp_path / venv / ".ready").unlink()
+    site, other = tmp_path / venv / "lib" / "python3.11" / "site-packages", tmp_path / "other"
+    for folder in (site, other):
+        folder.mkdir(parents=True)
+    (other / "Makefile").touch()
+    for known in [other] if taken else [ROOT, tmp_path / "gone"]:
+        (site / "checkout.pth").write_text(f"{known}\n")
+        code, said, asked = make(target, PYTHON="/no/python")
+        stopped = f"The environment {tmp_path / venv} belongs to the checkout {other}; choose another folder" in said
+        assert code and not asked and stopped == taken, said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
