@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -324,6 +325,40 @@ def test_a_failed_run_raises_and_leaves_no_run(chapter):
         notebooks.run("one", "smoke")
     assert not made.exists()
     assert "ZeroDivisionError" in made.with_name("one.failed.ipynb").read_text()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_run_that_does_not_end_says_so_in_a_line_and_leaves_the_earlier_one(chapter, monkeypatch, capsys, error):
+    def stop(*_given, **_options):
+        raise error
+
+    chapter("print(profile)")
+    made = notebooks.run_path("one", "smoke")
+    made.parent.mkdir(parents=True)
+    made.write_text("an earlier run")
+    monkeypatch.setattr("papermill.execute_notebook", stop)
+    status = notebooks.main(["run", "one"])
+    (said,) = capsys.readouterr().err.splitlines()
+    if isinstance(error, OSError):
+        assert status == 1 and said.startswith("FAILED one at smoke") and str(made) in said
+    else:
+        assert status == 130 and "run again to go on" in said
+    assert made.read_text() == "an earlier run" and {path.name for path in made.parent.iterdir()} <= {"one.ipynb", ".one.lock"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_its_kernel_and_leaves_nothing(chapter, tmp_path):
+    begun = tmp_path / "begun"
+    chapter(f"import time\nopen({str(begun)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    process = in_a_process(tmp_path, "import sys; sys.exit(notebooks.main(['run', 'one']))")
+    wait_for(tmp_path, "begun")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "run: interrupted; what was there before is untouched, run again to go on\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+    assert [path.name for path in (tmp_path / "_runs" / "smoke").iterdir()] == [".one.lock"]
 
 
 def solved(*blocks, fence="````", label="ex-one"):

@@ -241,12 +241,14 @@ def own_kernel(folder: Path) -> type[AsyncKernelManager]:
 def run(name: str, profile: str, seed: int = 0) -> Path:
     """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
 
+    An earlier run stays until this one is there, and goes if a cell fails: the chapter then has no run.
     Its metadata say when, where and with what it was run, and how long that took; the page of the status shows them.
     The solutions of its exercises are executed in the same kernel after the last cell. Nothing of them is kept.
 
     Raises:
         papermill.exceptions.PapermillExecutionError: a cell failed; ``_runs/PROFILE/NAME.failed.ipynb`` shows where.
         RuntimeError: the solution of an exercise failed; the same file shows where.
+        OSError: the run cannot be written; the error names it.
         ValueError: no such chapter or profile, a seed below 0, or the notebook has no proper `parameters` cell.
     """
     if name not in names():
@@ -257,7 +259,11 @@ def run(name: str, profile: str, seed: int = 0) -> Path:
         raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, not {seed!r}")
     target = run_path(name, profile, seed)
     with alone(target.with_name(f".{target.stem}"), f"a run of {name} at {profile}") as scratch:
-        _run(name, profile, seed, target, scratch)
+        try:
+            _run(name, profile, seed, target, scratch)
+        except OSError as error:
+            error.filename = error.filename or str(target)
+            raise
     return target
 
 
@@ -266,8 +272,6 @@ def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> Non
 
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     given, made = scratch / "given.ipynb", scratch / "made.ipynb"
-    target.unlink(missing_ok=True)
-    failed.unlink(missing_ok=True)
     began, clock, source = time.time(), time.monotonic(), read_source(name)  # files have dates, and dates may jump
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
@@ -289,15 +293,17 @@ def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> Non
     except papermill.exceptions.PapermillExecutionError as error:
         executed = nbformat.read(made, as_version=4)
         made.replace(failed)
+        target.unlink(missing_ok=True)
         for cell in executed.cells:
             if "exercise" in cell.metadata and any(output.output_type == "error" for output in cell.outputs):
                 raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
         raise
     notebook = clean(nbformat.read(made, as_version=4))
     notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.monotonic() - clock))
-    nbformat.write(notebook, made)
+    write(notebook, made)
     os.utime(made, (began, began))  # as old as what it was made from, or make would miss a change on the way
     made.replace(target)
+    failed.unlink(missing_ok=True)
 
 
 def _here_and_now(name: str, profile: str) -> dict:
@@ -431,6 +437,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{args.action} takes no seed: what is committed is made with the chapters' own")
     if unknown := sorted(set(args.names) - set(names())):
         parser.error(f"no chapter {', '.join(unknown)} in {SOURCES.relative_to(ROOT)}; there are {', '.join(names())}")
+    try:
+        return act(args)
+    except KeyboardInterrupt:
+        print(f"{args.action}: interrupted; what was there before is untouched, run again to go on", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def act(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; 1 if anything is wrong with a chapter."""
     status = 0
     for name in args.names or names():
         if args.action == "sync":
