@@ -710,6 +710,18 @@ def test_every_page_of_a_run_ends_with_when_where_and_with_what(tree, tmp_path):
     assert len(notebook.cells) == 1 + len(nbformat.read(tmp_path / "book/one.ipynb", as_version=4).cells)
 
 
+def test_a_run_of_another_text_than_the_source_is_not_rendered(tree, chapter, tmp_path):
+    tree()
+    notebooks.run("one", "smoke")
+    later = time.time() + 7200  # the clock stood two hours fast
+    os.utime(notebooks.run_path("one", "smoke"), (later, later))
+    chapter("print(1)", end="More text.\n")
+    with pytest.raises(ValueError, match=r"has 3 cells, its source 4; run it again by `make notebook NB=one PROFILE=smoke`"):
+        book.copy_tree(tmp_path / "again", "smoke")
+    with pytest.raises(FileNotFoundError, match="there is no _runs/book/one.ipynb; run `make notebook NB=one PROFILE=book`"):
+        book.copy_tree(tmp_path / "more", "book")
+
+
 def test_where_a_build_knows_the_address_pages_have_buttons_and_notebooks_fetch_the_code(tree, monkeypatch, tmp_path):
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/a.book")
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")

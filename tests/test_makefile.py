@@ -145,6 +145,25 @@ def test_settings_arrive(make):
     assert make("full", "LIST=1")[2].endswith("<-m><experiments><--jobs><2><--list>")
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_run_from_a_clock_that_was_fast_is_made_again(make, tmp_path, fast):
+    book = tmp_path / "book"
+    texts = ["Makefile", "book/src/one.md", "amaml_core/locations.py", "experiments/x.py", "examples/x.py", "tools/notebooks.py",
+             "requirements.lock", "pyproject.toml", "_runs/smoke/one.ipynb"]  # fmt: skip
+    for place, name in enumerate(texts):
+        path = book / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((ROOT / name).read_bytes() if name == "Makefile" else b"")
+        os.utime(path, (place + 1e9,) * 2)
+    (tmp_path / "venv" / ".ready").touch()
+    os.utime(tmp_path / "venv" / ".ready", (1e9 + 20,) * 2)
+    at = time.time() + 7200 if fast else 1e9 + 30
+    os.utime(book / "_runs" / "smoke" / "one.ipynb", (at, at))
+    code, said, asked = make("-C", str(book), "notebooks", f"PYTHON={tmp_path / 'no'}")
+    assert code == 0, said
+    assert ("<run><one>" in asked) == fast
+
+
 @pytest.mark.slow
 def test_lab_starts_with_the_kernel_of_its_own_python_whatever_others_there_are(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"

@@ -9,6 +9,7 @@ python -m tools.book report                   which data are real, and where the
 from __future__ import annotations
 
 import argparse
+import copy
 import html
 import json
 import os
@@ -28,7 +29,7 @@ from nbformat.v4 import new_markdown_cell
 from amaml_core.datasets import RATINGS, data_root
 
 from . import faults
-from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, run_path
+from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, read_run
 from .repository import building, with_buttons, with_setup
 from .weight import round_off, trim_icons
 
@@ -49,7 +50,7 @@ def render(profile: str | None) -> None:
     Until all pages are done, the earlier ones stay; a second process that renders waits for the first.
 
     Raises:
-        FileNotFoundError: a chapter has no run at this profile, or no committed notebook.
+        FileNotFoundError, ValueError: a chapter has no run at this profile that is of its source, or no committed notebook.
         subprocess.CalledProcessError: Jupyter Book found an error or a warning.
     """
     with alone(BUILD / "work", "rendering the book") as work:
@@ -89,6 +90,10 @@ def copy_tree(tree: Path, profile: str | None) -> None:
     """Copy what is rendered: the runs of a profile or the committed notebooks, the pages, and the status filled in.
 
     If the repository's address is known, the pages get buttons that lead to it, and the notebooks a cell that fetches the code.
+
+    Raises:
+        FileNotFoundError: a chapter has no run at this profile, or no committed notebook.
+        ValueError: the source of a chapter has changed since the run.
     """
     address = building(ROOT)
     shutil.copytree(ROOT / "book", tree / "book", ignore=shutil.ignore_patterns("src", "*.ipynb", ".*"))
@@ -96,12 +101,8 @@ def copy_tree(tree: Path, profile: str | None) -> None:
     shutil.copytree(ROOT / "examples", tree / "examples", ignore=shutil.ignore_patterns("[!a-z]*", "*.md"))  # for download
     rendered = {}
     for name in names():
-        notebook = NOTEBOOKS / f"{name}.ipynb" if profile is None else run_path(name, profile)
-        if not notebook.is_file():
-            way_out = "make refresh" if profile is None else f"make notebooks PROFILE={profile}"
-            raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `{way_out}`")
-        rendered[name] = nbformat.read(notebook, as_version=4)
-        shown = with_setup(with_watermark(nbformat.read(notebook, as_version=4)), address)
+        rendered[name] = read_run(name, profile) if profile else read_committed(name)
+        shown = with_setup(with_watermark(copy.deepcopy(rendered[name])), address)
         nbformat.write(shown, tree / "book" / f"{name}.ipynb")
     for page, place, text in (("status", STATUS, status(rendered)), ("promises", COUNTS, faults.table())):
         path = tree / "book" / f"{page}.md"
@@ -111,6 +112,18 @@ def copy_tree(tree: Path, profile: str | None) -> None:
     if address:
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         (tree / "_config.yml").write_text(yaml.safe_dump(with_buttons(config, address, ROOT)), encoding="utf-8")
+
+
+def read_committed(name: str) -> NotebookNode:
+    """The committed notebook of a chapter.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    if not notebook.is_file():
+        raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `make refresh`")
+    return nbformat.read(notebook, as_version=4)
 
 
 def copy_mathjax(into: Path) -> None:

@@ -50,6 +50,7 @@ RUN = "run"  # the entry of a notebook's metadata that says when, where and with
 SOLUTION = "solution"  # the tag of the cells that a run adds for the exercises' solutions, and leaves out of what is kept
 # A fenced block of Markdown: the fence, what stands behind it, the body up to a fence at least as long.
 FENCED = re.compile(r"^ *(`{3,})([^`\n]*)\n(.*?)^ *\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
+SYNC = "run `make sync`, or `make refresh` if its code has changed"
 PARAMETERS = ('profile = os.environ.get("AMAML_PROFILE", "book")', "seed = 0")
 # An output that names these came from one machine or one process, and is different on the next.
 UNREPEATABLE = {
@@ -184,7 +185,7 @@ def problems(name: str) -> list[str]:
     if not path.is_file():
         return [f"{name}: there is no {path.relative_to(ROOT)}; run `make refresh`"]
     notebook, source = nbformat.read(path, as_version=4), clean(read_source(name))
-    found = [f"it {reason}" for reason in _differences(notebook, source)]
+    found = [f"it {reason}; {SYNC}" for reason in _differences(notebook, source)]
     found += [f"{reason}" for reason in _bad_parameters(source)]
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
@@ -202,9 +203,9 @@ def problems(name: str) -> list[str]:
 
 def _differences(notebook: NotebookNode, source: NotebookNode) -> list[str]:
     if len(notebook.cells) != len(source.cells):
-        return [f"has {len(notebook.cells)} cells, its source {len(source.cells)}; run `make sync`"]
+        return [f"has {len(notebook.cells)} cells, its source {len(source.cells)}"]
     return [
-        f"differs from its source in cell {number} ({what}); run `make sync`, or `make refresh` if its code has changed"
+        f"differs from its source in cell {number} ({what})"
         for number, (cell, wanted) in enumerate(zip(notebook.cells, source.cells, strict=True), start=1)
         for what in ("cell_type", "source", "metadata")
         if cell[what] != wanted[what]
@@ -335,7 +336,7 @@ def publish(name: str, profile: str) -> None:
     Raises:
         ValueError: the source has changed since the run.
     """
-    made, path = _read_run(name, profile), NOTEBOOKS / f"{name}.ipynb"
+    made, path = read_run(name, profile), NOTEBOOKS / f"{name}.ipynb"
     if path.is_file():
         stands = nbformat.read(path, as_version=4)
         if RUN in stands.metadata and stands.metadata[RUN].profile == profile and _shown(stands) == _shown(made):
@@ -357,9 +358,9 @@ def compare(name: str, profile: str) -> list[str]:
     Raises:
         ValueError: the source has changed since the run, or since the committed notebook was made.
     """
-    made, committed = _read_run(name, profile), nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    made, committed = read_run(name, profile), nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     if changed := _differences(committed, made):
-        raise ValueError(f"{name}: the committed notebook {changed[0]}")
+        raise ValueError(f"{name}: the committed notebook {changed[0]}; {SYNC}")
     return [
         f"{name}: the checked cell {number} gave {told(cell)}, but {told(wanted)} in the committed notebook"
         for number, (cell, wanted) in enumerate(zip(made.cells, committed.cells, strict=True), start=1)
@@ -378,10 +379,21 @@ def told(cell: NotebookNode) -> list[str]:
     ]
 
 
-def _read_run(name: str, profile: str) -> NotebookNode:
-    made = nbformat.read(run_path(name, profile), as_version=4)
+def read_run(name: str, profile: str) -> NotebookNode:
+    """The run of a chapter at a profile. Dates of files do not tell whether it is of today's source: a clock may have jumped.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the source has changed since the run.
+    """
+    path, again = run_path(name, profile), f"make notebook NB={name} PROFILE={profile}"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path.relative_to(ROOT)}; run `{again}`, or `make notebooks PROFILE={profile}` for all"
+        )
+    made = nbformat.read(path, as_version=4)
     if changed := _differences(made, clean(read_source(name))):
-        raise ValueError(f"{name}: the source has changed since it was run, so run it again: the run {changed[0]}")
+        raise ValueError(f"{name}: the source has changed since it was run: the run {changed[0]}; run it again by `{again}`")
     return made
 
 
