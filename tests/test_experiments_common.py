@@ -245,6 +245,11 @@ def test_nothing_is_left_to_run_and_every_record_has_its_cell():
     assert {key for key in found - keys if '"device": "cuda"' not in key[2]} == set()
 
 
+def test_no_record_of_the_full_size_is_of_stand_in_data():
+    found = [record for name in runner.EVALUATIONS for record in records.read(name) if record.settings.get("size") == "full"]
+    assert len(found) > 500 and not [record.key for record in found if "stand-in: " in json.dumps(record.columns)]
+
+
 # ------------------------------------------------------------------------------------------------------- choices, intervals
 
 

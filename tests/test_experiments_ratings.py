@@ -119,6 +119,13 @@ def test_recorded_errors_are_of_all_users_and_steps_and_of_the_real_data():
     }
 
 
+@pytest.mark.parametrize("module", [ratings, ratings_gap])
+def test_a_cell_of_the_full_size_is_refused_without_its_data(no_data, tmp_path, module):
+    for cell in module.settings.cells("full", seed=0):
+        with pytest.raises(FileNotFoundError, match=f"{cell.settings['data']}: run `make data` to prepare it"):
+            rows_of(cell, tmp_path)
+
+
 def test_recorded_hypotheses_are_those_of_the_settings():
     errors = ratings_gap.tables.recorded("errors")
     for name, mine in errors.groupby("hypothesis"):

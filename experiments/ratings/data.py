@@ -15,8 +15,12 @@ from .settings import BARS, BATCH, CHOICE_DATA, CHOICE_SHOTS, ITEMS, SHOTS, TRIA
 
 
 def load(data: str, shots: str, size: Size, seed: int) -> tuple[RatingData, RatingSplits]:
-    """The data and their :func:`split`."""
-    found = load_ratings(data)
+    """The data and their :func:`split`.
+
+    Raises:
+        FileNotFoundError: the data are not prepared, and the size allows no stand-in.
+    """
+    found = load_ratings(data, allow_stand_in=size.stand_in)
     return found, split(found, shots, size, seed)
 
 

@@ -69,6 +69,7 @@ class Size:
         maml_steps: MAML's.
         test_steps: numbers of inner steps after which the error is taken.
         seeds: how many.
+        stand_in: whether one will do for absent data.
     """
 
     train_users: int | None
@@ -78,12 +79,17 @@ class Size:
     maml_steps: int
     test_steps: tuple[int, ...]
     seeds: int
+    stand_in: bool = False
 
 
 LONG = (0, 1, 2, 5, 10, 20, 50, 100)
 SIZES = {
-    "smoke": Size(train_users=30, test_users=20, updates=4, inner_steps=10, maml_steps=5, test_steps=(0, 1, 5, 10), seeds=1),
-    "book": Size(train_users=None, test_users=100, updates=400, inner_steps=50, maml_steps=5, test_steps=LONG, seeds=1),
+    "smoke": Size(
+        train_users=30, test_users=20, updates=4, inner_steps=10, maml_steps=5, test_steps=(0, 1, 5, 10), seeds=1, stand_in=True
+    ),
+    "book": Size(
+        train_users=None, test_users=100, updates=400, inner_steps=50, maml_steps=5, test_steps=LONG, seeds=1, stand_in=True
+    ),
     "full": Size(train_users=None, test_users=100, updates=1000, inner_steps=50, maml_steps=5, test_steps=LONG, seeds=3),
 }
 

@@ -66,7 +66,8 @@ HYPOTHESES: dict[str, Hypothesis] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is done; ``train_users`` None are all, ``test_steps`` of the method's own loop, ``adam_steps`` of Adam's."""
+    """How much is done; ``train_users`` None are all, ``test_steps`` of the method's own loop, ``adam_steps`` of Adam's. Whether a
+    stand-in will do for absent data."""
 
     train_users: int | None
     test_users: int
@@ -74,11 +75,17 @@ class Size:
     inner_steps: int
     test_steps: tuple[int, ...]
     adam_steps: tuple[int, ...]
+    stand_in: bool = False
 
 
 SIZES = {
-    "smoke": Size(train_users=30, test_users=20, updates=4, inner_steps=10, test_steps=(0, 10), adam_steps=(0, 10)),
-    "book": Size(train_users=None, test_users=100, updates=150, inner_steps=50, test_steps=(0, 5, 50), adam_steps=(0, 100, 1000)),
+    "smoke": Size(
+        train_users=30, test_users=20, updates=4, inner_steps=10, test_steps=(0, 10), adam_steps=(0, 10), stand_in=True,
+    ),
+    "book": Size(
+        train_users=None, test_users=100, updates=150, inner_steps=50,
+        test_steps=(0, 5, 50), adam_steps=(0, 100, 1000), stand_in=True,
+    ),
     "full": Size(
         train_users=None, test_users=100, updates=500, inner_steps=50,
         test_steps=(0, 1, 5, 10, 50, 100, 500), adam_steps=(0, 100, 200, 500, 1000),

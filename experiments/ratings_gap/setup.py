@@ -97,9 +97,12 @@ def prepare(name: str, data: str, shots: str, size: Size, seed: int) -> Setup:
     """The data under a hypothesis; which users are in which part depends on the seed and on who has enough ratings.
 
     A completed matrix leaves no user out. Its training part is standardised anew.
+
+    Raises:
+        FileNotFoundError: the data are not prepared, and the size allows no stand-in.
     """
     hypothesis, (support, query) = HYPOTHESES[name], SHOTS[shots]
-    loaded = load_ratings(data)
+    loaded = load_ratings(data, allow_stand_in=size.stand_in)
     kept = _first_items(loaded) if hypothesis.items == "first" else loaded
     least = support + query if hypothesis.fill == "nothing" else 1
     counts = (size.train_users, None, size.test_users)
