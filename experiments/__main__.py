@@ -3,7 +3,7 @@
 On a Dask cluster: ``--scheduler tcp://HOST:PORT``, with workers that were started in the same checkout.
 
 Cells that have a record are not run again. So on a checkout with all records this does nothing, and an interrupted run goes on.
-An evaluation whose records are damaged is left out, and the exit status is 1.
+An evaluation whose records are damaged is left out, a cell that fails ends no other, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = [cell for cell in chosen if cell.evaluation not in damaged]
     without = missing(chosen, arguments.out)
     todo = chosen if arguments.force else without
+    failed: list[str] = []
     if arguments.list:
         names = {cell.name for cell in without}
         print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
@@ -58,8 +59,12 @@ def main(argv: list[str] | None = None) -> None:
         if todo:
             each = durations(arguments.out, todo)
             print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")
-            run_cells(todo, arguments.out, arguments.jobs, arguments.threads, arguments.scheduler)
-    if damaged:
+            failed = run_cells(todo, arguments.out, arguments.jobs, arguments.threads, arguments.scheduler)
+    if failed:
+        print(
+            f"{len(failed)} of {len(todo)} cells failed, for the reasons above; the same command tries them again", file=sys.stderr
+        )
+    if damaged or failed:
         sys.exit(1)
 
 

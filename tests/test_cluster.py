@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import amaml_core.records
 from experiments.common import pools, records
 from experiments.common.cells import Cell, deviation, run_cells
 from experiments.common.pools import ClusterError, pool
@@ -82,6 +83,6 @@ def test_a_cluster_leaves_the_records_of_one_process_though_a_worker_is_killed_o
 @pytest.mark.slow
 def test_workers_with_other_code_are_refused_before_any_cell_is_run(tmp_path, monkeypatch):
     with cluster(tmp_path, 1) as address:
-        monkeypatch.setattr(pools, "commit", lambda: "another")
+        monkeypatch.setattr(amaml_core.records, "commit", lambda: "another")
         with pytest.raises(ClusterError, match="start it from the same checkout and environment"), pool(1, address):
             pass

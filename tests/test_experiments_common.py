@@ -15,10 +15,11 @@ from scipy import stats
 
 from amaml_core import DivergenceError
 from experiments import __main__ as runner
-from experiments.common import plots, records
+from experiments.common import plots, pools, records
 from experiments.common.cells import Cell, deviation, durations, missing, run_cells
 from experiments.common.choosing import choose, chosen
 from experiments.common.claims import decide
+from experiments.common.pools import Failure, pool
 from experiments.common.published import published
 from experiments.common.records import new_record
 from experiments.common.statistics import over_seeds, paired_quotient, quotient, seed_interval
@@ -189,6 +190,34 @@ def test_two_processes_leave_the_records_that_one_leaves(tmp_path):
         run_cells(todo, tmp_path / str(jobs), jobs=jobs)
     one, two = (records.read("efficiency", tmp_path / str(jobs)) for jobs in (1, 2))
     assert len(one) == 3 and [deviation(a, b) for a, b in zip(one, two, strict=True)] == [0, 0, 0]
+
+
+def test_a_killed_process_costs_one_attempt_at_its_call_and_no_other_call_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "ATTEMPTS", 2)
+    die = "__import__('os').kill(__import__('os').getpid(), 9)"
+    once = f"__import__('os').path.exists({str(tmp_path / 'x')!r}) or (open({str(tmp_path / 'x')!r}, 'w').close(), {die})"
+    with pool(2) as each:
+        found = dict(each(eval, [once, die, "1 + 1", "1 / 0", "open('/none')"]))
+    assert found[once] is True and found["1 + 1"] == 2 and "killed, 2 times" in found[die].error
+    assert found["1 / 0"].error == "ZeroDivisionError: division by zero" and "Traceback" in found["1 / 0"].trace
+    assert found["open('/none')"] == Failure("FileNotFoundError: [Errno 2] No such file or directory: '/none'")
+
+
+def test_a_cell_that_fails_is_named_and_ends_no_other(fake, tmp_path, monkeypatch, capsys):
+    def run(cell, scratch):
+        if cell.seed < 2:
+            raise KeyError("row")
+        return table(error=[1.0])
+
+    monkeypatch.setitem(sys.modules, "experiments.fake.run", SimpleNamespace(run=run))
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: [Cell("fake", "a", {}, seed) for seed in range(4)])
+    with pytest.raises(SystemExit) as caught:
+        runner.main(["--out", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and "2 of 4 cells failed" in said
+    assert "fake-a-seed=0 failed: KeyError: 'row'" in said and "fake-a-seed=1 failed: KeyError: 'row'" in said
+    assert said.count("Traceback") == 1 and 'raise KeyError("row")' in said
+    assert [record.seed for record in records.read("fake", tmp_path)] == [2, 3]
 
 
 def test_the_deviation_of_two_runs_is_relative_to_the_largest_number_of_a_column():

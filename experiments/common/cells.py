@@ -6,13 +6,15 @@ import glob
 import importlib
 import re
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -22,7 +24,7 @@ from amaml_core import DivergenceError
 from amaml_core.records import machine
 
 from . import records
-from .pools import pool
+from .pools import Failure, pool
 from .records import RESULTS, Record, new_record
 
 # A cell that is run again comes this near to its record: see :func:`deviation`. Many repeat to the bit; a step that
@@ -109,9 +111,12 @@ def _standing(cells: Iterable[Cell], folder: Path) -> dict[tuple, Record]:
     return {(e, *record.key): record for e in {cell.evaluation for cell in cells} for record in _records(e, folder)}
 
 
-def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1, scheduler: str = "") -> None:
+def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1, scheduler: str = "") -> list[str]:
     """Run cells, ``jobs`` at once in processes of their own or on a Dask cluster, see :func:`pool`, and write each record as it
     comes. This process alone writes records; checkpoints are written where a cell runs.
+
+    Returns:
+        The names of the cells that failed. What was wrong is printed on the standard error at once, each traceback once.
 
     A progress bar estimates the remaining time from the durations of earlier records of the same kind. Where a record stands
     already, the new one takes its place, and it is printed how far the two are apart.
@@ -120,8 +125,20 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
     stood = _standing(todo, folder)
     scratch = folder.absolute() / SCRATCH
     total = round(sum(known[c.evaluation, c.kind] for c in todo))
-    with pool(jobs, scheduler) as parallel, tqdm(total=total, unit="s", desc="cells", disable=None) as bar:
-        for cell, record in parallel(joblib.delayed(_numbered)(cell, scratch, threads) for cell in todo):
+    failed, shown = [], {""}
+    with (
+        pool(jobs, scheduler) as each,
+        closing(each(partial(attempt, scratch=scratch, threads=threads), todo)) as found,
+        tqdm(total=total, unit="s", desc="cells", disable=None) as bar,
+    ):
+        for cell, record in found:
+            if isinstance(record, Failure):
+                trace = "" if record.trace in shown else f"\n{record.trace}"
+                tqdm.write(f"{cell.name} failed: {record.error}{trace}", file=sys.stderr)
+                failed.append(cell.name)
+                shown.add(record.trace)
+                bar.update(round(known[cell.evaluation, cell.kind]))
+                continue
             records.write(record, cell.evaluation, folder)
             for pattern in ("", "."):  # checkpoints, and what their writers left
                 for file in scratch.glob(f"{pattern}{glob.escape(cell.name)}.*"):
@@ -132,10 +149,7 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
                 apart = deviation(old, record)
                 note += f", {apart:.1e} from the record that stood ({'within' if apart <= TOLERANCE else 'NOT within'} {TOLERANCE})"
             tqdm.write(f"{cell.name}: {note}")
-
-
-def _numbered(cell: Cell, scratch: Path, threads: int) -> tuple[Cell, Record]:
-    return cell, attempt(cell, scratch, threads)
+    return failed
 
 
 def durations(folder: Path, cells: Iterable[Cell]) -> dict[tuple[str, str], float]:

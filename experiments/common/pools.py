@@ -2,37 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 import joblib
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-from amaml_core.records import commit, versions
-
+ATTEMPTS = 3  # at a call whose process is killed
+GRACE_SECONDS = 10  # for calls that are under way to save their state, when the pool is left before its end
 WAIT_SECONDS = 60  # for the scheduler, and for the first worker
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ClusterError(RuntimeError):
     """The cluster can't be used as it is."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What a call gave instead of a result.
+
+    Attributes:
+        error: in the words of the exception.
+        trace: where it was raised; empty where the words say enough, as with files.
+    """
+
+    error: str
+    trace: str = ""
+
+
 @contextmanager
-def pool(jobs: int, scheduler: str = "") -> Iterator[joblib.Parallel]:
-    """Something that runs ``joblib.delayed`` calls and yields their results as they come.
+def pool(jobs: int, scheduler: str = "") -> Iterator[Callable[[Callable[[T], R], Iterable[T]], Iterator[tuple[T, R | Failure]]]]:
+    """A function that calls another with each of some arguments, and yields each argument and what came of it, as they come.
+
+    A call that fails ends no other. One whose process dies, for want of memory or by a kill, is made again by another process, up
+    to three times.
 
     Args:
         jobs: processes on this machine; 1 is this process, which compiles the steps once for all cells.
-        scheduler: address of a Dask scheduler, ``tcp://HOST:PORT``; then its workers take the place of ``jobs``. A call whose
-            worker dies is made again by another, up to three times. Dask's messages can make a process run anything: use a
-            scheduler and workers of your own, on a network that you trust.
+        scheduler: address of a Dask scheduler, ``tcp://HOST:PORT``; then its workers take the place of ``jobs``. Dask's messages
+            can make a process run anything: use a scheduler and workers of your own, on a network that you trust.
 
     Raises:
         ClusterError: no scheduler or no worker answers, or the workers have other code or other releases than this process.
     """
-    if not scheduler:
-        backend = "sequential" if jobs == 1 else None
-        yield joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", backend=backend)
-        return
+    if scheduler:
+        with _cluster(scheduler) as client:
+            yield partial(_on_cluster, client)
+    else:
+        yield _here if jobs == 1 else partial(_in_processes, jobs)
+
+
+def tried(function: Callable[[T], R], argument: T) -> R | Failure:
+    """The result of a call, or its failure."""
+    try:
+        return function(argument)
+    except Exception as error:
+        words = "".join(traceback.format_exception_only(error)).strip()
+        return Failure(words, "" if isinstance(error, OSError) else traceback.format_exc())
+
+
+def _here(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+    for argument in arguments:
+        yield argument, tried(function, argument)
+
+
+def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+    """Each process has an executor of its own, so that its death is that of one call."""
+    threads = str(max(joblib.cpu_count() // jobs, 1))
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {name: os.environ.get(name, threads) for name in names}
+    new = partial(ProcessPoolExecutor, 1, initializer=_end_by_sigterm, env=env)
+    running: dict[Future, tuple[ProcessPoolExecutor, T, int]] = {}
+
+    def start(executor: ProcessPoolExecutor, argument: T, attempt: int = 1) -> None:
+        try:
+            future = executor.submit(tried, function, argument)
+        except BrokenProcessPool:  # killed after its last call
+            executor = new()
+            future = executor.submit(tried, function, argument)
+        running[future] = executor, argument, attempt
+
+    waiting = iter(arguments)
+    try:
+        for argument in islice(waiting, jobs):
+            start(new(), argument)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                executor, argument, attempt = running[future]
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    executor.shutdown(kill_workers=True)
+                    executor = new()
+                    if attempt < ATTEMPTS:
+                        start(executor, argument, attempt + 1)
+                        del running[future]
+                        continue
+                    found: Any = Failure(f"the process that ran it was killed, {ATTEMPTS} times: is there too little memory?")
+                else:
+                    found = future.result()
+                del running[future]
+                for following in islice(waiting, 1):
+                    start(executor, following)
+                if not any(executor is busy for busy, *_ in running.values()):
+                    executor.shutdown()
+                yield argument, found
+    finally:
+        _stop(running)
+
+
+def _end_by_sigterm() -> None:
+    """In a worker: Ctrl-C is for the process that has started it, which ends it by SIGTERM; training saves its state then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _stop(running: dict[Future, tuple[ProcessPoolExecutor, Any, int]]) -> None:
+    executors = [executor for executor, *_ in running.values()]
+    try:
+        for executor in executors:
+            for process in list((executor._processes or {}).values()):
+                process.terminate()
+        wait(running, timeout=GRACE_SECONDS)
+    finally:
+        for executor in executors:
+            executor.shutdown(kill_workers=True)
+
+
+@contextmanager
+def _cluster(scheduler: str) -> Iterator[Any]:
+    """A client of a Dask scheduler whose workers are like this process."""
     from distributed import Client
 
     client = None
@@ -49,9 +157,20 @@ def pool(jobs: int, scheduler: str = "") -> Iterator[joblib.Parallel]:
             if theirs != ours:
                 found = f"the worker at {worker} has {theirs}, and this process {ours}"
                 raise ClusterError(f"{found}; start it from the same checkout and environment")
-        with joblib.parallel_config(backend="dask", wait_for_workers_timeout=WAIT_SECONDS):
-            yield joblib.Parallel(n_jobs=-1, return_as="generator_unordered")
+        yield client
+
+
+def _on_cluster(client: Any, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+    from distributed import KilledWorker, as_completed
+
+    running = {client.submit(tried, function, argument, pure=False): argument for argument in arguments}
+    for future in as_completed(list(running)):
+        argument = running.pop(future)
+        lost = isinstance(future.exception(), KilledWorker)
+        yield argument, Failure(f"its workers were killed: {future.exception()}") if lost else future.result()
 
 
 def _code() -> tuple[str, dict[str, str]]:
-    return commit(), versions()
+    from amaml_core import records  # here, since it loads torch, which a process that is being started has no need of yet
+
+    return records.commit(), records.versions()
