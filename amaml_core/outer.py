@@ -34,7 +34,8 @@ class OuterLoop:
     Raises:
         TypeError: theta or phi are no floating-point tensors, the optimiser cannot step on one gradient, the scheduler is none, or
             the state cannot be kept.
-        ValueError: theta or phi of another shape or device, or ``clip_norm`` is not positive.
+        ValueError: theta or phi of another shape or device, ``clip_norm`` is not positive, or the optimiser moves other tensors
+            than those it is given.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class OuterLoop:
         trained = (self._theta, self._phi, None if learned is None else learned.logarithm)
         self.parameters = [p.requires_grad_() for p in trained if p is not None]
         _try_out(optimizer, scheduler, self.parameters, kept)
-        self.optimizer = optimizer(self.parameters)
+        self.optimizer = _made(optimizer, self.parameters)
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
 
     @property
@@ -176,10 +177,10 @@ def _try_out(optimizer: MakeOptimizer, scheduler: MakeScheduler | None, paramete
 
     Raises:
         TypeError: the optimiser needs more than a gradient, either is none, or its state cannot be saved.
+        ValueError: as :func:`_made`.
     """
     copies = [p.detach().clone().requires_grad_() for p in parameters]
-    trial = optimizer(copies)
-    _instance("optimizer", trial, torch.optim.Optimizer)
+    trial = _made(optimizer, copies)
     parts: list[Any] = [trial]
     if scheduler is not None:
         parts.append(scheduler(trial))
@@ -196,6 +197,26 @@ def _try_out(optimizer: MakeOptimizer, scheduler: MakeScheduler | None, paramete
         schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
     for part in parts if kept else []:
         checkpoints.flatten(part.state_dict(), {}, type(part).__name__)
+
+
+def _made(optimizer: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of these parameters.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it moves others, such as the model's own, or not all of them.
+    """
+    made = optimizer(parameters)
+    _instance("optimizer", made, torch.optim.Optimizer)
+    held = {id(p) for group in made.param_groups for p in group["params"]}
+    given = {id(p) for p in parameters}
+    if held != given:
+        what = "moves tensors that are not among" if held - given else "leaves out some of"
+        raise ValueError(
+            f"the optimiser, {type(made).__name__}, {what} those it is given, theta the first of them; build it on these, as in "
+            "optimizer=lambda p: torch.optim.SGD(p, lr=0.01), and give lr=0 to what is not to move"
+        )
+    return made
 
 
 def _instance(name: str, thing: Any, kind: type) -> None:

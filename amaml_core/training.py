@@ -117,7 +117,7 @@ def fit(
         optimizer: ``optimizer([theta])`` builds a torch optimiser, for example ``lambda p: torch.optim.SGD(p, lr=0.01)``;
             Adam with learning rate 1e-3 by default. The list is ``[theta, phi]`` where phi is given, followed by what is learned
             of the method: ``lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:], "lr": 0.01}])`` gives theta and the
-            others different rates. It is tried out on a copy first.
+            others different rates. It is tried out on a copy first, and must move all of the list and nothing else.
         checkpoint: a safetensors file that is written every half minute, at an interrupt (Ctrl-C or SIGTERM) and at the end. If it
             exists, training goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss,
             optimiser, sampler, validation or seed is refused, with what differs, and so is one that another run is using. Where it

@@ -686,6 +686,12 @@ PLATEAU = lambda o: schedulers.ReduceLROnPlateau(o)  # noqa: E731
         ({"callbacks": [None]}, TypeError, r"callbacks\[0\] must be a function"),
         ({"sampler": HELD_OUT}, TypeError, "sampler must be a function"),
         ({"optimizer": lambda p: p}, TypeError, "optimizer must be a function that gives a torch Optimizer, not list"),
+        ({"optimizer": lambda p: torch.optim.SGD(network().parameters(), 0.1)}, ValueError, "not among those it is given, theta"),
+        ({"optimizer": lambda p: torch.optim.SGD([*p, torch.zeros(1)], 0.1)}, ValueError, "not among those it is given, theta"),
+        (
+            {"optimizer": lambda p: torch.optim.SGD(p[:1], 0.1), "phi": torch.ones(2, dtype=F64)}, ValueError,
+            "leaves out some of those it is given.*lr=0 to what is not to move",
+        ),
         ({"theta": torch.zeros(3, dtype=F64)}, ValueError, r"P=25 parameters: it must be \(P,\)"),
         ({"theta": 3}, TypeError, "theta must be a floating"), ({"phi": torch.tensor([1])}, TypeError, "phi must be a floating"),
         ({"phi": torch.zeros(2, 2)}, ValueError, r"phi must be \(M"), ({"phi": torch.zeros(0)}, ValueError, r"phi must be \(M"),
