@@ -18,6 +18,7 @@ from .records import write_beside
 from .strict import digest
 
 FORMAT = "amaml_core checkpoint 2"  # 1 had no digest
+VERSIONS = "versions"  # the entry of an identity that names what the run was begun with; 0.1.0 wrote none at first
 
 
 def save(path: Path, identity: dict[str, str], state: dict) -> None:
@@ -43,7 +44,8 @@ def load(path: Path, identity: dict[str, str]) -> dict:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no checkpoint, it is damaged, or it belongs to another run; the message says in what they differ.
+        ValueError: it is no checkpoint, it is damaged, or it belongs to another run or was begun with another version of this
+            package or of PyTorch; the message says in what they differ.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -61,7 +63,12 @@ def load(path: Path, identity: dict[str, str]) -> dict:
         raise ValueError(f"{path} is no checkpoint that can be read: {error}. {remedy}") from None
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error}") from None
-    if found := differences(content["identity"], identity):
+    own = {key: value for key, value in identity.items() if key.partition(".")[0] == VERSIONS}
+    there = own | content["identity"]
+    if found := differences({key: there[key] for key in own}, own):  # first, as they may be why other entries differ
+        lines = "\n  ".join(found)
+        raise ValueError(f"{path} was begun with other versions:\n  {lines}\nGo on with those there, or choose another file")
+    if found := differences(there, identity):
         lines = "\n  ".join(found[:20])
         raise ValueError(f"{path} belongs to another run:\n  {lines}\n{remedy}")
     return unflatten(content["state"], tensors)

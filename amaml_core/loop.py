@@ -84,6 +84,8 @@ def check_functions(callbacks: Sequence[Callback], **functions: Callable | None)
 
 def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
     """All that the result of a run depends on, the number of meta steps and the callbacks aside."""
+    own, torchs = sys.modules[__package__].__version__, str(torch.__version__).partition("+")[0]  # +cpu, +cu130: the same code
+    settings = settings | {checkpoints.VERSIONS: {"amaml_core": own, "torch": torchs}}
     functions = {name: getattr(problem, name) for name in ("model", "loss", "query_loss", "regularizer")}
     # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
     return describe(settings | functions | outer.description()) | describe(sampler, "sampler")

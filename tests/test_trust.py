@@ -42,6 +42,7 @@ from amaml_core import (
     Reptile,
     Tasks,
     adapt,
+    checkpoints,
     evaluate,
     fit,
     identity,
@@ -878,6 +879,27 @@ def test_a_checkpoint_of_another_run_is_refused_field_by_field(name, tmp_path):
     assert path.read_bytes() == before
     whole, resumed = run(None, 5, **first), run(path, 5, **first)
     assert torch.equal(whole.theta, resumed.theta) and whole.history.equals(resumed.history)
+
+
+@pytest.mark.parametrize("package", [amaml_core, torch], ids=lambda package: package.__name__)
+def test_a_checkpoint_of_another_version_is_refused_by_name(package, tmp_path, monkeypatch):
+    path, release = tmp_path / "theta.safetensors", str(package.__version__).partition("+")[0]
+    run(path)
+    monkeypatch.setattr(package, "__version__", "9.9.9")
+    told = rf"other versions:\n  versions.{package.__name__}: '{release}' there, '9.9.9' here\nGo on with those there, or"
+    with pytest.raises(ValueError, match=told):
+        run(path, 5)
+    monkeypatch.setattr(package, "__version__", f"{release}+another.build")
+    if package is torch:
+        assert torch.equal(run(path, 5).theta, run(None, 5).theta)
+
+
+def test_a_checkpoint_from_before_versions_were_kept_is_read(tmp_path, monkeypatch):
+    path, save = tmp_path / "theta.safetensors", checkpoints.save
+    older = lambda identity: {key: value for key, value in identity.items() if not key.startswith("versions")}  # noqa: E731
+    monkeypatch.setattr(checkpoints, "save", lambda path, identity, state: save(path, older(identity), state))
+    run(path)
+    assert torch.equal(run(path, 5).theta, run(None, 5).theta)
 
 
 def test_settings_too_long_to_be_printed_count_in_full(tmp_path):
