@@ -15,7 +15,7 @@ import re
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from typing import Any
 
@@ -30,8 +30,14 @@ HOOKS = {key for key, value in vars(nn.Module()).items() if isinstance(value, di
 LONG = 50  # a longer list of numbers is a digest
 
 
-def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None) -> dict[str, str]:
+def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None, free: Collection[int] = frozenset()) -> dict[str, str]:
     """``{"entry.subentry": "value"}`` for everything that ``thing`` consists of; functions and classes are spelled out once.
+
+    Args:
+        thing: whatever can be described.
+        name: of its entry.
+        seen: what has been spelled out already.
+        free: by ``id``, parameters of any values, such as those of a model that is run with others. They must stay alive.
 
     Raises:
         TypeError: it has neither settings that can be seen nor a pickle that could be compared.
@@ -41,6 +47,8 @@ def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None) -> 
     """
     if isinstance(thing, (*PRIMITIVE, torch.dtype, torch.device)):
         return {name: repr(thing)}
+    if isinstance(thing, nn.Parameter) and id(thing) in free:
+        return {name: repr(f"{tuple(thing.shape)} {thing.dtype} {thing.requires_grad}")}
     if isinstance(thing, np.generic):
         return {name: repr(thing.item())}
     if isinstance(thing, Tensor):
@@ -55,7 +63,7 @@ def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None) -> 
         return {name: "again"}
     seen[id(thing)] = thing  # which also keeps it alive, so that no other thing gets its id
     try:
-        return _compound(thing, name, functools.partial(_within, name=name, seen=seen))
+        return _compound(thing, name, functools.partial(_within, name=name, seen=seen, free=free))
     finally:
         if not isinstance(thing, (types.FunctionType, type)):
             del seen[id(thing)]  # data are spelled out wherever they come, so that it does not matter who shares them
@@ -112,17 +120,17 @@ def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _within(entries: Mapping[str, Any], name: str, seen: dict[int, Any]) -> dict[str, str]:
+def _within(entries: Mapping[str, Any], name: str, seen: dict[int, Any], free: Collection[int]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in entries.items():
-        found |= describe(value, f"{name}.{key}" if name else key, seen)
+        found |= describe(value, f"{name}.{key}" if name else key, seen, free)
     return found
 
 
 def _module(module: nn.Module) -> dict[str, Any]:
-    """Beside its printed form: shapes of parameters and which are frozen, buffers, hooks, and each part's settings and class."""
+    """Beside its printed form: parameters, buffers, hooks, and each part's settings and class."""
     return {
-        "parameters": {name: f"{tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in module.named_parameters()},
+        "parameters": dict(module.named_parameters()),
         "buffers": dict(module.named_buffers()),
         "hooks": {
             f"{name}.{key}": list(value.values())

@@ -88,17 +88,24 @@ def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings:
     settings = settings | {checkpoints.VERSIONS: {"amaml_core": own, "torch": torchs}}
     functions = {name: getattr(problem, name) for name in ("model", "loss", "query_loss", "regularizer")}
     # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
-    return describe(settings | functions | outer.description()) | describe(sampler, "sampler")
+    return _described(problem, settings | functions | outer.description()) | _described(problem, sampler, "sampler")
+
+
+def _described(problem: Problem, thing: Any, name: str = "") -> dict[str, str]:
+    """It in words, in which the values of the model's own parameters do not count: theta has them."""
+    return describe(thing, name, free={id(p) for p in problem.model.parameters()})
 
 
 def description(problem: Problem, tasks: Ragged, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
     """What all ranks of a run must have been given alike, wherever their devices are: settings, start, buffers and first tasks."""
     given = {"tasks": tasks, "buffers": dict(problem.model.named_buffers())}
-    found = describe(settings | outer.description() | given)
+    found = _described(problem, settings | outer.description() | given)
     return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
 
 
-def try_sampler(sampler: Callable[[torch.Generator], Ragged], generator: torch.Generator, identity: dict[str, str]) -> Ragged:
+def try_sampler(
+    problem: Problem, sampler: Callable[[torch.Generator], Ragged], generator: torch.Generator, identity: dict[str, str]
+) -> Ragged:
     """One draw, to see that nothing but the generator moves on.
 
     Raises:
@@ -106,7 +113,7 @@ def try_sampler(sampler: Callable[[torch.Generator], Ragged], generator: torch.G
     """
     before = torch.get_rng_state()
     tasks = sampler(generator)
-    changed = [key for key, value in describe(sampler, "sampler").items() if identity.get(key) != value]
+    changed = [key for key, value in _described(problem, sampler, "sampler").items() if identity.get(key) != value]
     if not torch.equal(before, torch.get_rng_state()):
         changed.append("PyTorch's own generator")
     if changed:

@@ -181,7 +181,7 @@ def fit(
         if checkpoint is not None:
             path = None if ranks.rank else Path(checkpoint)
             identity = identity_of(problem, sampler, outer, settings | {"scheduler": scheduler})
-            tasks = try_sampler(sampler, torch.Generator().manual_seed(seed), identity)
+            tasks = try_sampler(problem, sampler, torch.Generator().manual_seed(seed), identity)
             checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
         run = Run(outer, Best(watched), seed, path, identity)
         measure = lambda: watched.measure(outer.method(method), problem, outer, ranks)  # noqa: E731

@@ -845,6 +845,20 @@ def half_frozen():
     return model
 
 
+class Weighing(nn.Module):
+    """Of a weight of its own, as a loss, or as a teacher in a sampler."""
+
+    def __init__(self, weight, kind=nn.Parameter):
+        super().__init__()
+        self.weight = kind(torch.tensor(weight, dtype=F64))
+
+    def forward(self, prediction, target):
+        return self.weight.detach() * mse_loss(prediction, target)
+
+    def lines(self, generator):
+        return noisy_lines(generator, self.weight.detach())
+
+
 PAIRS = {
     "learning rate": ({"optimizer": sgd(lr=0.5)}, {"optimizer": sgd(lr=1e-9)}, r"optimizer.settings.0.lr: 0.5 there, 1e-09 here"),
     "momentum": ({"optimizer": sgd(lr=0.5)}, {"optimizer": sgd(lr=0.5, momentum=0.9)}, "optimizer.settings.0.momentum"),
@@ -860,6 +874,13 @@ PAIRS = {
     "its data": ({"sampler": pool(0)}, {"sampler": pool(1)}, r"sampler.tasks.support_y: torch.float64 \(4, 5, 1\)"),
     "seed": ({"seed": 0}, {"seed": 1}, "seed: 0 there, 1 here"),
     "start": ({"theta": None}, {"theta": torch.zeros(25, dtype=F64)}, "theta: torch.float64"),
+    "weight of a loss": (
+        {"loss": Weighing(1.0)}, {"loss": Weighing(7.0)}, r"loss.parameters.weight: torch.float64 \(\) \w+ there",
+    ),
+    "buffer of a loss": ({"loss": Weighing(1.0, nn.Buffer)}, {"loss": Weighing(7.0, nn.Buffer)}, "loss.buffers.weight: torch"),
+    "weight of a teacher": (
+        {"sampler": Weighing(1.0).lines}, {"sampler": Weighing(7.0).lines}, "sampler.of.parameters.weight: torch",
+    ),
     "frozen": ({"model": net()}, {"model": half_frozen()}, r"model.parameters.0.weight: .* True' there, .* False' here"),
 }  # fmt: skip
 
@@ -900,6 +921,20 @@ def test_a_checkpoint_from_before_versions_were_kept_is_read(tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "save", lambda path, identity, state: save(path, older(identity), state))
     run(path)
     assert torch.equal(run(path, 5).theta, run(None, 5).theta)
+
+
+def test_the_models_own_values_do_not_count_wherever_it_is_reached(tmp_path):
+    """They are theta's."""
+
+    def settings(model):
+        loss = lambda p, y: mse_loss(p, y) + 0 * len(list(model))  # noqa: E731
+        sampler = lambda generator: noisy_lines(generator, 0 * len(list(model[0].parameters())))  # noqa: E731
+        return {"model": model, "loss": loss, "sampler": sampler, "theta": torch.ones(25, dtype=F64)}
+
+    other = net()
+    nn.init.zeros_(other[0].weight)
+    run(tmp_path / "theta", 3, **settings(net()))
+    assert torch.equal(run(tmp_path / "theta", 5, **settings(other)).theta, run(None, 5, **settings(net())).theta)
 
 
 def test_settings_too_long_to_be_printed_count_in_full(tmp_path):
