@@ -26,10 +26,14 @@ def read(path: Path) -> pd.DataFrame:
     """Read and validate a table.
 
     Raises:
-        ValueError: other columns, an unknown status, two rows for one contender at one case, or figures that do not go
-            with the status.
+        ValueError: it is no table, or has other columns, an unknown status, two rows for one contender at one case, or figures
+            that do not go with the status.
     """
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # the reader's own errors do not name the file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no table: {reason}; take it again by `git restore`, or remove it and measure again") from error
     if tuple(table.columns) != COLUMNS:
         raise ValueError(f"{path} has the columns {list(table.columns)}, not {list(COLUMNS)}")
     if unknown := set(table.status) - set(STATUSES):

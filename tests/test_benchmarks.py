@@ -260,6 +260,13 @@ def test_a_broken_table_is_refused(rows, message, tmp_path):
         results.read(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a,b\n1\n1,2,3\n"])
+def test_a_table_that_cannot_be_read_is_named(content, tmp_path):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="t.csv is no table: .*; take it again by `git restore`"):
+        results.read(tmp_path / "t.csv")
+
+
 def verdict(seconds, words):
     """What the report says of a target, from the CPU seconds by contender and K."""
     rows = [row(steps=k, contender=name, cpu_seconds=s) for name, own in seconds.items() for k, s in own.items()]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
@@ -91,6 +92,44 @@ def test_the_page_of_promises_names_tests_that_exist_and_nothing_was_lost():
         c["tried"] > 0 == c["lost"] for c in counts.values()
     )
     assert faults.table().count("\n") == len(counts) + 1
+
+
+DAMAGED = [b"", b"\xff", b"{", b"[]", b"{}", b"3", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}'])
+def test_a_damaged_notebook_is_named_with_a_way_out(chapter, content, capsys):
+    chapter("print(1)")
+    for path, command in ((notebooks.NOTEBOOKS / "one.ipynb", "check"), (notebooks.run_path("one", "smoke"), "publish")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        assert notebooks.main([command, "one"]) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"{path} is damaged: ") and "make " in said
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"---\nkernelspec: [\n---\n", b"---\njupytext: 3\n---\n"])
+def test_a_damaged_source_is_named(chapter, content):
+    (notebooks.SOURCES / "one.md").write_bytes(content)
+    with pytest.raises(ValueError, match="one.md is damaged: .*; it begins with a header and is text in UTF-8"):
+        notebooks.read_source("one")
+
+
+@pytest.mark.parametrize("content", [*DAMAGED[:4], b'{"a": 1}', b'{"a": {"tried": 1}}'])
+def test_damaged_counts_of_faults_are_named_and_left_as_they_are(tmp_path, content):
+    path = tmp_path / "faults.json"
+    path.write_bytes(content)
+    for use in (faults.table, lambda path: faults.keep(path, {"kill x": {"tried": 1, "lost": 0}})):
+        with pytest.raises(ValueError, match="faults.json is damaged: .*; take it again by `git restore`"):
+            use(path)
+    assert path.read_bytes() == content
+
+
+def test_two_who_count_faults_do_not_overwrite_each_other(tmp_path):
+    path = tmp_path / "faults.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: faults.keep(path, {f"kill {number}": {"tried": 1, "lost": 0}}), range(16)))
+    assert len(faults.read(path)) == 16 and [p.name for p in tmp_path.iterdir()] == ["faults.json"]
 
 
 def test_no_notebook_without_a_source():

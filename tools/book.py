@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import html
-import json
 import os
 import shutil
 import string
@@ -26,10 +25,11 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
+from amaml_core import strict
 from amaml_core.datasets import RATINGS, data_root
 
 from . import faults
-from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, read_run
+from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, read_notebook, read_run
 from .repository import building, with_buttons, with_setup
 from .weight import round_off, trim_icons
 
@@ -119,11 +119,12 @@ def read_committed(name: str) -> NotebookNode:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     notebook = NOTEBOOKS / f"{name}.ipynb"
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no {notebook.relative_to(ROOT)}; run `make refresh`")
-    return nbformat.read(notebook, as_version=4)
+    return read_notebook(notebook)
 
 
 def copy_mathjax(into: Path) -> None:
@@ -175,8 +176,11 @@ def data_report() -> str:
     for folder, title in DATA.items():
         manifest = data_root() / folder / "manifest.json"
         if manifest.is_file():
-            official = json.loads(manifest.read_text(encoding="utf-8")).get("official")
-            state = "real (the official archive)" if official else "real (from a mirror, checked against the official counts)"
+            try:
+                official = strict.parse(manifest.read_bytes())["official"]
+                state = "real (the official archive)" if official else "real (from a mirror, checked against the official counts)"
+            except (ValueError, TypeError, KeyError):
+                state = f"{manifest} is damaged; run `make data`"
         else:
             state = "a stand-in"
         lines.append(f"  {title:<15} {state}")

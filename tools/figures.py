@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 from playwright.sync_api import sync_playwright
 
 from .book import BUILD
-from .notebooks import NOTEBOOKS, ROOT, alone, names
+from .notebooks import NOTEBOOKS, ROOT, alone, names, read_notebook
 from .pdf import chromium
 
 
@@ -43,7 +43,7 @@ def main() -> int:
         page = browser.new_page(device_scale_factor=2)
         for name in names():
             before = committed(name)
-            for figure, drawing in figures(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)):
+            for figure, drawing in figures(read_notebook(NOTEBOOKS / f"{name}.ipynb")):
                 path = work / "made" / f"{name}-{figure}.svg"
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(drawing, encoding="utf-8")

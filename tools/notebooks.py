@@ -64,9 +64,47 @@ def names() -> list[str]:
     return sorted(path.stem for path in SOURCES.glob("*.md"))
 
 
+@contextmanager
+def readable(path: Path, remedy: str) -> Iterator[None]:
+    """Make one kind of error, which names the file and the way out, of all that readers of notebooks raise for a damaged one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged: {reason[:200]}; {remedy}") from error
+
+
 def read_source(name: str) -> NotebookNode:
-    """The source of a chapter as a notebook without outputs; with a cell that fetches the code, if it is known from where."""
-    return with_setup(jupytext.read(SOURCES / f"{name}.md"), declared(ROOT))
+    """The source of a chapter as a notebook without outputs; with a cell that fetches the code, if it is known from where.
+
+    Raises:
+        ValueError: it is no source of a notebook.
+    """
+    path = SOURCES / f"{name}.md"
+    with readable(path, "it begins with a header and is text in UTF-8, as the other sources are"):
+        notebook = jupytext.read(path)
+    return with_setup(notebook, declared(ROOT))
+
+
+def read_notebook(path: Path, remedy: str = "take the committed one again by `git restore`, or run `make refresh`") -> NotebookNode:
+    """An executed notebook.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged; the error ends with the remedy.
+    """
+    found: dict[str, Exception] = {}
+    with readable(path, remedy):
+        notebook = nbformat.read(path, as_version=4, capture_validation_error=found)
+        if found:
+            raise found["ValidationError"]
+    return notebook
 
 
 def solutions(text: str, exercise: str = "") -> Iterator[tuple[str, str]]:
@@ -184,7 +222,7 @@ def problems(name: str) -> list[str]:
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
         return [f"{name}: there is no {path.relative_to(ROOT)}; run `make refresh`"]
-    notebook, source = nbformat.read(path, as_version=4), clean(read_source(name))
+    notebook, source = read_notebook(path), clean(read_source(name))
     found = [f"it {reason}; {SYNC}" for reason in _differences(notebook, source)]
     found += [f"{reason}" for reason in _bad_parameters(source)]
     for number, cell in enumerate(notebook.cells, start=1):
@@ -338,7 +376,7 @@ def publish(name: str, profile: str) -> None:
     """
     made, path = read_run(name, profile), NOTEBOOKS / f"{name}.ipynb"
     if path.is_file():
-        stands = nbformat.read(path, as_version=4)
+        stands = read_notebook(path)
         if RUN in stands.metadata and stands.metadata[RUN].profile == profile and _shown(stands) == _shown(made):
             return
     write(made, path)
@@ -358,7 +396,7 @@ def compare(name: str, profile: str) -> list[str]:
     Raises:
         ValueError: the source has changed since the run, or since the committed notebook was made.
     """
-    made, committed = read_run(name, profile), nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    made, committed = read_run(name, profile), read_notebook(NOTEBOOKS / f"{name}.ipynb")
     if changed := _differences(committed, made):
         raise ValueError(f"{name}: the committed notebook {changed[0]}; {SYNC}")
     return [
@@ -384,14 +422,14 @@ def read_run(name: str, profile: str) -> NotebookNode:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the source has changed since the run.
+        ValueError: the source has changed since the run, or the run is damaged.
     """
     path, again = run_path(name, profile), f"make notebook NB={name} PROFILE={profile}"
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no {path.relative_to(ROOT)}; run `{again}`, or `make notebooks PROFILE={profile}` for all"
         )
-    made = nbformat.read(path, as_version=4)
+    made = read_notebook(path, f"run it again by `{again}`")
     if changed := _differences(made, clean(read_source(name))):
         raise ValueError(f"{name}: the source has changed since it was run: the run {changed[0]}; run it again by `{again}`")
     return made
@@ -406,7 +444,7 @@ def sync(name: str) -> None:
     fresh = read_source(name)
     outputs = defaultdict(list)  # code -> the outputs of the cells with this code, in order
     if path.is_file():
-        stands = nbformat.read(path, as_version=4)
+        stands = read_notebook(path)
         if RUN in stands.metadata:
             fresh.metadata[RUN] = stands.metadata[RUN]
         for cell in stands.cells:

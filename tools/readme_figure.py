@@ -5,10 +5,8 @@ python -m tools.readme_figure
 
 from __future__ import annotations
 
-import nbformat
-
 from amaml_core.records import write_beside
-from tools.notebooks import NOTEBOOKS
+from tools.notebooks import NOTEBOOKS, read_notebook
 
 CHAPTER, FIGURE = "02_maml_memory", "fig-graph-growth"
 TARGET = NOTEBOOKS / "_static" / "readme.svg"
@@ -16,7 +14,7 @@ TARGET = NOTEBOOKS / "_static" / "readme.svg"
 
 def figure(chapter: str = CHAPTER, name: str = FIGURE) -> bytes:
     """The drawing that the cell with this figure name shows in the committed notebook."""
-    notebook = nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", as_version=4)
+    notebook = read_notebook(NOTEBOOKS / f"{chapter}.ipynb")
     cell = next(c for c in notebook.cells if c.metadata.get("mystnb", {}).get("figure", {}).get("name") == name)
     return next(o.data["image/svg+xml"] for o in cell.outputs if "image/svg+xml" in o.get("data", {})).encode()
 
