@@ -133,7 +133,7 @@ notebook: $(READY)  ## run one chapter: make notebook NB=12_collaborative_filter
 rendered: notebooks
 	$(SUBMAKE) _build/.rendered-$(PROFILE)
 
-_build/.rendered-$(PROFILE): $(RUNS) $(WRITTEN) $(CODE) _config.yml _toc.yml tools/book.py tools/repository.py
+_build/.rendered-$(PROFILE): $(RUNS) $(WRITTEN) $(CODE) results/faults.json _config.yml _toc.yml tools/book.py tools/repository.py
 	@$(PY) -m tools.book render --profile "$$PROFILE"
 
 html: $(READY)  ## render the committed notebooks
