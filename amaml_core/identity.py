@@ -11,11 +11,13 @@ import dataclasses
 import functools
 import hashlib
 import pickle
+import random
 import re
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -27,6 +29,7 @@ ALIEN = ("torch", "numpy", "scipy", "pandas", "builtins", "torchdiffeq", "torchv
 OWN = "amaml_core"  # has a version, so by name, and by what its functions close over
 PRIMITIVE = (type(None), bool, int, float, complex, str, bytes)
 HOOKS = {key for key, value in vars(nn.Module()).items() if isinstance(value, dict) and "hook" in key}
+LISTED = (list, tuple, set, frozenset, deque)
 LONG = 50  # a longer list of numbers is a digest
 
 
@@ -70,17 +73,9 @@ def describe(thing: Any, name: str = "", seen: dict[int, Any] | None = None, fre
 
 
 def _compound(thing: Any, name: str, within: Callable[[Mapping[str, Any]], dict[str, str]]) -> dict[str, str]:
-    if isinstance(thing, Mapping):
-        keys = [key if isinstance(key, str) else f"({key!r})" if isinstance(key, PRIMITIVE) else "" for key in thing]
-        if all(keys):
-            return {name: type(thing).__name__} | within(dict(zip(keys, thing.values(), strict=True)))
-        return {name: type(thing).__name__} | within({str(i): pair for i, pair in enumerate(thing.items())})
-    if isinstance(thing, (list, tuple, set, frozenset, deque)):
-        listed = sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else list(thing)
-        kind = f"{type(thing).__name__} of {len(listed)}"
-        if len(listed) > LONG and all(isinstance(entry, PRIMITIVE) for entry in listed):
-            return {name: f"{kind} {_digest(repr(listed).encode())}"}
-        return {name: kind} | within({str(i): entry for i, entry in enumerate(listed)})
+    if isinstance(thing, (Mapping, *LISTED)):
+        beside = _attributes(thing)
+        return _listed(thing, name, within) | (within({"attributes": beside}) if beside else {})
     if isinstance(thing, functools.partial):
         return within({"function": thing.func, "arguments": thing.args, "keywords": thing.keywords})
     if isinstance(thing, types.MethodType):
@@ -98,9 +93,10 @@ def _compound(thing: Any, name: str, within: Callable[[Mapping[str, Any]], dict[
     if isinstance(thing, Enum):
         return {name: str(thing)} | within({"class": type(thing)})
     if dataclasses.is_dataclass(thing):
-        return within({"class": type(thing)} | {entry.name: getattr(thing, entry.name) for entry in dataclasses.fields(thing)})
+        given = {entry.name: getattr(thing, entry.name) for entry in dataclasses.fields(thing)}
+        return within({"class": type(thing)} | given | _attributes(thing))
     if hasattr(thing, "__dict__") and _package(type(thing)) not in ALIEN:
-        return within({"class": type(thing)} | {key: value for key, value in vars(thing).items() if not key.startswith("_")})
+        return within({"class": type(thing)} | _attributes(thing))
     try:
         return {name: f"{type(thing).__qualname__} {_digest(pickle.dumps(thing))}"}
     except Exception as error:
@@ -108,6 +104,62 @@ def _compound(thing: Any, name: str, within: Callable[[Mapping[str, Any]], dict[
             f"nothing tells whether {name}, a {type(thing).__qualname__}, is the same in another run ({error}); leave out the "
             "checkpoint, or keep its settings in a dataclass"
         ) from None
+
+
+def _listed(thing: Any, name: str, within: Callable[[Mapping[str, Any]], dict[str, str]]) -> dict[str, str]:
+    if isinstance(thing, Mapping):
+        keys = [key if isinstance(key, str) else f"({key!r})" if isinstance(key, PRIMITIVE) else "" for key in thing]
+        if all(keys):
+            return {name: type(thing).__name__} | within(dict(zip(keys, thing.values(), strict=True)))
+        return {name: type(thing).__name__} | within({str(i): pair for i, pair in enumerate(thing.items())})
+    listed = sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else list(thing)
+    kind = f"{type(thing).__name__} of {len(listed)}"
+    if len(listed) > LONG and all(isinstance(entry, PRIMITIVE) for entry in listed):
+        return {name: f"{kind} {_digest(repr(listed).encode())}"}
+    return {name: kind} | within({str(i): entry for i, entry in enumerate(listed)})
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    """What an object keeps, beside its entries if it has some: attributes, slots, and what only it can tell of its state."""
+    found = dict(getattr(thing, "__dict__", {}))
+    reduced: tuple[Any, ...] | str
+    try:
+        reduced = thing.__reduce_ex__(4)  # as for a pickle, which nobody makes
+    except Exception:  # such as one that is bound to this process
+        reduced = ""
+    _, arguments, state = (*reduced, None)[:3] if isinstance(reduced, tuple) else (None, (), None)
+    for part in state if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict) else (state,):
+        found = {**part, **found} if isinstance(part, dict) else found if part is None else {**found, "(state)": part}
+    made_of = [] if isinstance(thing, (tuple, set, frozenset)) else [a for a in arguments if a is not type(thing)]  # those: entries
+    kept = lambda key: not isinstance(getattr(type(thing), key, None), functools.cached_property)  # noqa: E731
+    found = {key: value for key, value in found.items() if isinstance(key, str) and not key.startswith("_") and kept(key)}
+    return found | ({"(arguments)": made_of} if made_of else {})
+
+
+@contextmanager
+def standing_still(what: str, remedy: str) -> Iterator[None]:
+    """Within it the generators that all of a process shares must not move on, as no checkpoint holds them.
+
+    Raises:
+        ValueError: one does.
+    """
+    before = _shared_generators()
+    yield
+    after = _shared_generators()  # of one more, perhaps: that of a GPU that has just been used for the first time
+    if moved := [name for name in before if after[name] != before[name]]:
+        raise ValueError(stateful(what, moved[0], remedy))
+
+
+def stateful(what: str, moved: str, remedy: str) -> str:
+    """The message on something whose state is not part of a run's."""
+    return f"{what} has a state that a checkpoint does not hold ({moved} moved on); {remedy}"
+
+
+def _shared_generators() -> dict[str, dict[str, str]]:
+    states = {"PyTorch's": torch.get_rng_state(), "Python's": random.getstate(), "NumPy's": np.random.get_state()}  # noqa: NPY002
+    if torch.cuda.is_initialized():
+        states |= {f"PyTorch's (cuda:{i})": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return {f"{name} own generator": describe(state) for name, state in states.items()}
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

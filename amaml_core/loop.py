@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from . import checkpoints
-from .identity import describe
+from .identity import describe, standing_still, stateful
 from .outer import OuterLoop
 from .problem import Problem
 from .ranks import Ranks
 from .records import alone
-from .tasks import Ragged
+from .tasks import Ragged, batches_of
 from .validation import Best
 
 
@@ -103,24 +103,23 @@ def description(problem: Problem, tasks: Ragged, outer: OuterLoop, settings: dic
     return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
 
 
-def try_sampler(
-    problem: Problem, sampler: Callable[[torch.Generator], Ragged], generator: torch.Generator, identity: dict[str, str]
-) -> Ragged:
-    """One draw, to see that nothing but the generator moves on.
+def try_sampler(problem: Problem, sampler: Callable[[torch.Generator], Ragged], seed: int, identity: dict[str, str]) -> Ragged:
+    """A draw, and another like it, to see that nothing but the generator moves on.
 
     Raises:
-        ValueError: the sampler has a state of its own, or draws from PyTorch's, so that a run could not be resumed.
+        ValueError: the sampler has a state of its own, or draws from a generator that all share: a run could not be resumed.
     """
-    before = torch.get_rng_state()
-    tasks = sampler(generator)
+    remedy = "draw from the given generator alone, and let names of caches start with an underscore"
+    drawn = []
+    with standing_still("the sampler", remedy):
+        for _ in range(2):
+            tasks = sampler(torch.Generator().manual_seed(seed))
+            drawn.append([describe(batch) for batch, _ in batches_of(tasks)])  # now: the next draw may write to the same memory
     changed = [key for key, value in _described(problem, sampler, "sampler").items() if identity.get(key) != value]
-    if not torch.equal(before, torch.get_rng_state()):
-        changed.append("PyTorch's own generator")
+    if drawn[0] != drawn[1]:
+        changed.append("what it draws for the same state of the given generator")
     if changed:
-        raise ValueError(
-            f"the sampler has a state that a checkpoint does not hold ({changed[0]} moved on with a draw); draw from the given "
-            "generator alone, and let names of caches start with an underscore"
-        )
+        raise ValueError(stateful("the sampler", changed[0], remedy))
     return tasks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from . import checkpoints
+from .identity import standing_still
 from .learned import Learned
 from .meta import MetaGradient, Method
 from .problem import Problem
@@ -177,7 +179,7 @@ def _try_out(optimizer: MakeOptimizer, scheduler: MakeScheduler | None, paramete
 
     Raises:
         TypeError: the optimiser needs more than a gradient, either is none, or its state cannot be saved.
-        ValueError: as :func:`_made`.
+        ValueError: as :func:`_made`; or the step draws from a generator that no checkpoint holds, and there is one.
     """
     copies = [p.detach().clone().requires_grad_() for p in parameters]
     trial = _made(optimizer, copies)
@@ -187,14 +189,16 @@ def _try_out(optimizer: MakeOptimizer, scheduler: MakeScheduler | None, paramete
         _instance("scheduler", parts[1], LRScheduler)
     for p in copies:
         p.grad = torch.zeros_like(p)
-    try:
-        trial.step()
-    except TypeError as error:
-        raise TypeError(
-            f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient, and calls step() ({error})"
-        ) from error
-    for schedule in parts[1:]:
-        schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
+    remedy = "draw from a generator that is seeded by the number of the step, or leave out the checkpoint"
+    with standing_still("the optimiser or its scheduler", remedy) if kept else nullcontext():
+        try:
+            trial.step()
+        except TypeError as error:
+            raise TypeError(
+                f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient, and calls step() ({error})"
+            ) from error
+        for schedule in parts[1:]:
+            schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
     for part in parts if kept else []:
         checkpoints.flatten(part.state_dict(), {}, type(part).__name__)
 

@@ -175,13 +175,13 @@ def fit(
         method_at = methods(method, learned, multi_step)
         make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
         outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
-        watched.try_out(method, problem, outer)
+        watched.try_out(method, problem, outer, kept=checkpoint is not None)
         settings = {"method": method, "learn": learn, "multi_step": multi_step, "validation": watched or None, "seed": seed}
         path, identity = None, {}
         if checkpoint is not None:
             path = None if ranks.rank else Path(checkpoint)
             identity = identity_of(problem, sampler, outer, settings | {"scheduler": scheduler})
-            tasks = try_sampler(problem, sampler, torch.Generator().manual_seed(seed), identity)
+            tasks = try_sampler(problem, sampler, seed, identity)
             checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
         run = Run(outer, Best(watched), seed, path, identity)
         measure = lambda: watched.measure(outer.method(method), problem, outer, ranks)  # noqa: E731

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from .checks import not_finite
 from .evaluation import Metric, errors_of
 from .flow import DivergenceError
+from .identity import standing_still
 from .meta import Diagnostics, Method, Pullback, checked, meta_gradient
 from .outer import OuterLoop
 from .problem import Problem
@@ -73,12 +75,13 @@ class Validation:
         """Whether a value is better than another one."""
         return value < than if self.lower_is_better else value > than
 
-    def try_out(self, method: Method, problem: Problem, outer: OuterLoop) -> None:
-        """See that all fits, and what the metric gives without adaptation, before any work is done.
+    def try_out(self, method: Method, problem: Problem, outer: OuterLoop, kept: bool) -> None:
+        """See that all fits, and what the metric gives without adaptation, before any work is done; ``kept`` in a checkpoint.
 
         Raises:
             TypeError, ValueError: as :func:`amaml_core.meta_gradient` and :func:`amaml_core.evaluate`; data that are not finite; or
-                a scheduler that follows the validation where there is none, or in the wrong direction.
+                a scheduler that follows the validation where there is none, or in the wrong direction; or a metric that draws
+                from a generator that no checkpoint holds, and there is one.
         """
         if (plateau := outer.plateau) is not None:
             if not self:
@@ -91,7 +94,9 @@ class Validation:
                 raise ValueError(f"validation cannot be measured: {reason}")
         if self.metric is not None:
             start = [outer.theta.expand(len(tasks), -1) for tasks in self.validation]  # (P,) -> (B, P)
-            self._errors(problem, start, self.validation)
+            remedy = "seed a generator in it, or leave out the checkpoint"
+            with standing_still("the metric", remedy) if kept else nullcontext():
+                self._errors(problem, start, self.validation)
 
     def measure(self, method: Method, problem: Problem, outer: OuterLoop, ranks: Ranks) -> float:
         """The mean over tasks after the method's own adaptation; the worst there is if a task leaves the finite numbers."""

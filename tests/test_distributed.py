@@ -28,7 +28,7 @@ OTHER = "rank 1 (here) was given another run than rank 0 (there):\n  "
 WRONG = {  # the case, the error on the guilty rank, and that on the others
     "an error": ({"fault": "raise"}, "OSError: the disk is gone", "RuntimeError: rank 1 of {0}: OSError: the disk is gone"),
     "an error on rank 0": (
-        {"fault": "raise", "at": [0, 3]}, "OSError: the disk is gone", "RuntimeError: rank 0 of {0}: OSError: the disk is gone",
+        {"fault": "raise", "at": [0, 4]}, "OSError: the disk is gone", "RuntimeError: rank 0 of {0}: OSError: the disk is gone",
     ),
     "Ctrl-C": ({"fault": "interrupt"}, "KeyboardInterrupt: ", "KeyboardInterrupt: rank 1 of {0}"),
     "divergence": (
@@ -36,7 +36,7 @@ WRONG = {  # the case, the error on the guilty rank, and that on the others
     ),
     "a further draw": ({"fault": "draw more"}, *["ValueError: the sampler has drawn otherwise"] * 2),
     "other tasks": (
-        {"fault": "other tasks", "at": [1, 2]}, f"ValueError: {OTHER}tasks.query_x: ", f"ValueError: rank 1 of {{0}}: {OTHER}task",
+        {"fault": "other tasks", "at": [1, 3]}, f"ValueError: {OTHER}tasks.query_x: ", f"ValueError: rank 1 of {{0}}: {OTHER}task",
     ),
     "another start": ({"fault": "other start"}, f"ValueError: {OTHER}theta: ", f"ValueError: rank 1 of {{0}}: {OTHER}theta: "),
 }  # fmt: skip

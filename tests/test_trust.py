@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
@@ -1324,6 +1324,32 @@ class Attending(nn.MultiheadAttention):
     pass
 
 
+class Base:
+    __slots__ = ("first",)
+
+
+class Derived(Base):
+    def __init__(self, first):
+        self.first, self.second = first, 0
+
+
+class Named(list):
+    def __init__(self, name):
+        super().__init__([1, 2])
+        self.name = name
+
+
+@dataclass
+class Settings:
+    size: int = 1
+
+
+def with_more(value):
+    settings = Settings()
+    settings.more = value
+    return settings
+
+
 DIFFERENT = {
     "reduction": (nn.MSELoss(), nn.MSELoss(reduction="sum")),
     "smoothing": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
@@ -1340,6 +1366,12 @@ DIFFERENT = {
     "frame": (pd.DataFrame({"a": [1.0]}), pd.DataFrame({"a": [2.0]})),
     "numpy generator": (np.random.default_rng(0), np.random.default_rng(1)),
     "slots": (Slotted(1), Slotted(2)),
+    "slots of a base": (Derived(torch.zeros(2)), Derived(torch.ones(2))),
+    "list with a name": (Named("a"), Named("b")),
+    "dataclass with more": (with_more(1), with_more(2)),
+    "default": (defaultdict(int), defaultdict(float)),
+    "Python's generator": (random.Random(0), random.Random(1)),
+    "NumPy's older generator": (np.random.RandomState(0), np.random.RandomState(1)),
     "keys": ({1: "a"}, {"1": "a"}),
     "sparse": (torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse()),
     "objects": (np.array([1, "a"], dtype=object), np.array([2, "a"], dtype=object)),
@@ -1407,11 +1439,65 @@ def globally(generator):
     return lines(generator)
 
 
-@pytest.mark.parametrize("sampler", [Counted(), own_generator(), globally], ids=["counter", "generator", "global"])
+class Seeded:
+    """A sampler with a generator of its own, of another library."""
+
+    def __init__(self, seed, kind=random.Random, name="rng"):
+        self.name = name
+        setattr(self, name, kind(seed))
+
+    def __call__(self, generator):
+        rng = getattr(self, self.name)
+        return lines(torch.Generator().manual_seed(int(rng.random() * 2**30)))
+
+
+def sampled_by(draw):
+    return lambda generator: lines(torch.Generator().manual_seed(int(draw() * 2**30)))
+
+
+STATEFUL = {
+    "counter": Counted(), "generator": own_generator(), "global": globally, "Python's": Seeded(0),
+    "NumPy's": Seeded(0, np.random.default_rng), "NumPy's older": Seeded(0, np.random.RandomState),
+    "hidden": Seeded(0, name="_rng"), "random": sampled_by(random.random), "numpy.random": sampled_by(np.random.random_sample),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", STATEFUL.values(), ids=STATEFUL)
 def test_a_sampler_with_a_state_of_its_own_cannot_be_resumed_and_is_refused(sampler, tmp_path):
     run(None, 2, sampler=sampler)
     with pytest.raises(ValueError, match="the sampler has a state that a checkpoint does not hold"):
         run(tmp_path / "theta.safetensors", 2, sampler=sampler)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Langevin(torch.optim.SGD):
+    """Adds noise to its steps."""
+
+    def step(self):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            p.data += 1e-3 * torch.randn_like(p)
+
+
+def bootstrapped(prediction, target):
+    return metrics.rmse(prediction, target) * random.random()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"optimizer": lambda p: Langevin(p, lr=0.1)}, "the optimiser or its scheduler has a state.*PyTorch's own generator"),
+        (
+            {"optimizer": sgd(lr=0.1), "scheduler": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: random.random())},
+            "scheduler has a state.*Python's",
+        ),
+        ({"metric": bootstrapped, "validation": lines(torch.Generator())}, "the metric has a state.*Python's own generator"),
+    ],
+)  # fmt: skip
+def test_what_draws_from_a_generator_that_no_checkpoint_holds_is_refused_one(options, what, tmp_path):
+    run(None, 2, **options)
+    with pytest.raises(ValueError, match=what):
+        run(tmp_path / "theta.safetensors", 2, **options)
     assert list(tmp_path.iterdir()) == []
 
 
