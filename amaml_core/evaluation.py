@@ -137,7 +137,7 @@ def evaluate(
 
 
 def errors_of(metric: Metric, prediction: Any, y: Any, tasks: int) -> Tensor:
-    """The error (B,) of each task, checked."""
+    """The error (B,) of each task, checked; in single precision at least, as NumPy knows no bfloat16."""
     try:
         found = metric(prediction, y)
     except (RuntimeError, IndexError) as error:
@@ -147,7 +147,7 @@ def errors_of(metric: Metric, prediction: Any, y: Any, tasks: int) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != (tasks,):
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"a metric must return the error of each of B={tasks} tasks, a tensor (B,), not {what}")
-    return found if found.is_floating_point() else found.double()
+    return found.to(torch.promote_types(found.dtype, torch.float32)) if found.is_floating_point() else found.double()
 
 
 def _inner_step(method: Any) -> Any:

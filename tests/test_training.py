@@ -302,6 +302,15 @@ def test_evaluation_measures_along_the_methods_own_path(method, chunk_size):
         assert np.allclose(rows["support"], p.losses(u, *tasks.support).sqrt(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_evaluation_in_half_precision_has_a_table_in_single(dtype):
+    p, tasks = Problem(network().to(dtype), mse_loss), lines(torch.Generator().manual_seed(1)).to(dtype=dtype)
+    table = evaluate(MAML(0.05, 3), p, p.initial_parameters(), tasks, lambda a, b: (a - b).abs().amax((1, 2)), steps=(0,))
+    predicted = p.predict(p.initial_parameters().expand(4, -1), tasks.query_x)
+    assert table["query"].dtype == np.float32
+    assert table["query"].tolist() == (predicted - tasks.query_y).abs().amax((1, 2)).tolist()
+
+
 def test_adam_adaptation_is_torchs_adam_task_by_task():
     p, tasks = problem(), lines(torch.Generator().manual_seed(1))
     theta = p.initial_parameters()
