@@ -3,6 +3,7 @@
 On a Dask cluster: ``--scheduler tcp://HOST:PORT``, with workers that were started in the same checkout.
 
 Cells that have a record are not run again. So on a checkout with all records this does nothing, and an interrupted run goes on.
+A second sweep of the same evaluations waits for the first.
 An evaluation whose records are damaged is left out, a cell that fails ends no other, and the exit status is 1.
 """
 
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from .common.cells import Cell, durations, missing, run_cells
+from .common.cells import Cell, durations, missing, only_sweep, run_cells
 from .common.records import RESULTS, read
 
 EVALUATIONS = ("synthetic", "recipe", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
@@ -48,24 +49,35 @@ def main(argv: list[str] | None = None) -> None:
     for error in damaged.values():
         print(error, file=sys.stderr)
     chosen = [cell for cell in chosen if cell.evaluation not in damaged]
-    without = missing(chosen, arguments.out)
-    todo = chosen if arguments.force else without
-    failed: list[str] = []
+    failed = 0
     if arguments.list:
-        names = {cell.name for cell in without}
+        names = {cell.name for cell in missing(chosen, arguments.out)}
         print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
     else:
-        print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
-        if todo:
-            each = durations(arguments.out, todo)
-            print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")
-            failed = run_cells(todo, arguments.out, arguments.jobs, arguments.threads, arguments.scheduler)
-    if failed:
-        print(
-            f"{len(failed)} of {len(todo)} cells failed, for the reasons above; the same command tries them again", file=sys.stderr
-        )
+        failed = sweep(chosen, arguments)
     if damaged or failed:
         sys.exit(1)
+
+
+def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:
+    """Run those of some cells that have no record, or all of them if that is forced; how many failed."""
+    folder = arguments.out
+    without = missing(chosen, folder)
+    print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
+    if not (todo := chosen if arguments.force else without):
+        return 0
+    with only_sweep(todo, folder):
+        if not arguments.force:
+            todo = missing(todo, folder)  # another sweep may have ended in between
+        if not todo:
+            return 0
+        each = durations(folder, todo)
+        print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")
+        failed = run_cells(todo, folder, arguments.jobs, arguments.threads, arguments.scheduler)
+    if failed:
+        said = f"{len(failed)} of {len(todo)} cells failed, for the reasons above; the same command tries them again"
+        print(said, file=sys.stderr)
+    return len(failed)
 
 
 def damaged_records(evaluations: Iterable[str], folder: Path) -> dict[str, ValueError]:

@@ -4,6 +4,8 @@ import ast
 import json
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from scipy import stats
 from amaml_core import DivergenceError
 from experiments import __main__ as runner
 from experiments.common import plots, pools, records
-from experiments.common.cells import Cell, deviation, durations, missing, run_cells
+from experiments.common.cells import Cell, deviation, durations, missing, only_sweep, run_cells
 from experiments.common.choosing import choose, chosen
 from experiments.common.claims import decide
 from experiments.common.pools import Failure, pool
@@ -218,6 +220,21 @@ def test_a_cell_that_fails_is_named_and_ends_no_other(fake, tmp_path, monkeypatc
     assert "fake-a-seed=0 failed: KeyError: 'row'" in said and "fake-a-seed=1 failed: KeyError: 'row'" in said
     assert said.count("Traceback") == 1 and 'raise KeyError("row")' in said
     assert [record.seed for record in records.read("fake", tmp_path)] == [2, 3]
+
+
+def test_a_second_sweep_waits_for_the_first_and_runs_what_that_has_left(fake, tmp_path, monkeypatch, capsys):
+    cells = [Cell("fake", "a", {}, seed) for seed in (0, 1)]
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: cells)
+    with ThreadPoolExecutor(1) as other:
+        with only_sweep(cells, tmp_path):
+            second = other.submit(runner.main, ["--out", str(tmp_path)])
+            while "another sweep is at work on" not in capsys.readouterr().err and not second.done():
+                time.sleep(0.01)
+            run_cells(cells[:1], tmp_path)
+            assert fake == [0]
+        second.result()
+    assert fake == [0, 1] and missing(cells, tmp_path) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scratch", "fake.jsonl"]
 
 
 def test_the_deviation_of_two_runs_is_relative_to_the_largest_number_of_a_column():

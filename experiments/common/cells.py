@@ -9,8 +9,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from amaml_core import DivergenceError
-from amaml_core.records import machine
+from amaml_core.records import alone, machine
 
 from . import records
 from .pools import Failure, pool
@@ -109,6 +109,25 @@ def _records(evaluation: str, folder: Path) -> list[Record]:
 def _standing(cells: Iterable[Cell], folder: Path) -> dict[tuple, Record]:
     """All records of the cells' evaluations, by evaluation and key."""
     return {(e, *record.key): record for e in {cell.evaluation for cell in cells} for record in _records(e, folder)}
+
+
+@contextmanager
+def only_sweep(cells: Iterable[Cell], folder: Path) -> Iterator[None]:
+    """Keep other sweeps off the evaluations of some cells; if one is under way, say so and wait. What has a record is to be looked
+    up within, since that one may have made it. The system frees what a killed sweep held.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    with ExitStack() as held:
+        for evaluation in sorted({cell.evaluation for cell in cells}):  # in one order, so that no two wait for each other
+            mark = folder / f"{evaluation}.sweep"
+            try:
+                held.enter_context(alone(mark, wait=False))
+            except BlockingIOError:
+                print(f"another sweep is at work on {records.path(evaluation, folder)}; this one waits for it", file=sys.stderr)
+                held.enter_context(alone(mark))
+        yield
 
 
 def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1, scheduler: str = "") -> list[str]:
