@@ -10,45 +10,54 @@ OMP_NUM_THREADS ?= 1
 
 # What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
 # holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
-SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH LAB PAGES TAG AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
+# All others are this file's own: `override` keeps what a command line or an environment says of them out.
+# Which of these two were given: a target that works without them has no default for them.
+override GIVEN := $(foreach name,PROFILE SEED,$(if $(filter-out file,$(origin $(name))),$(name)))
+override SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH LAB PAGES TAG AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
 $(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
-quoted = '$(subst ','\'',$1)'
+override quoted = '$(subst ','\'',$1)'
 # $(call demand,NAME,PATTERN,HINT): make stops unless the setting NAME is one word that the pattern matches.
-demand = $(if $(and $(filter 1,$(words $($1))),$(findstring <$(strip $($1))>,<$($1)>),$(shell printf '%s\n' $(call quoted,$($1)) | grep -Ex '$2')),,\
+override demand = $(if $(and $(filter 1,$(words $($1))),$(findstring <$(strip $($1))>,<$($1)>),$(shell printf '%s\n' $(call quoted,$($1)) | grep -Ex '$2')),,\
   $(error $1=$($1): say $3))
 $(call demand,PROFILE,smoke|book|full,one of smoke book full)
-$(call demand,JOBS,[1-9][0-9]*,a number from 1)
-$(call demand,OMP_NUM_THREADS,[1-9][0-9]*,a number from 1)
+$(call demand,JOBS,[1-9][0-9]?[0-9]?[0-9]?,a number from 1 to 9999)
+$(call demand,OMP_NUM_THREADS,[1-9][0-9]?[0-9]?[0-9]?,a number from 1 to 9999)
 $(call demand,SEED,0|[1-9][0-9]*,a number from 0)
 # Names of files that make itself handles: it would split others, or take them for rules.
 $(call demand,VENV,[[:alnum:]._/+][[:alnum:]._/+-]*,a path of letters and digits and ._/+- alone)
 $(if $(AMAML_DATA),$(call demand,AMAML_DATA,[[:alnum:]._/+~][[:alnum:]._/+~-]*,a path of letters and digits and ._/+~- alone; a link may lead elsewhere))
 # A backend from outside would keep the figures out of the notebooks.
 unexport MPLBACKEND
+# Where the environment has this name, too, make would call it to know what to export.
+unexport demand
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help env book test test-slow test-nbval test-browser test-all test-faults test-twice bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
-PY := $(VENV)/bin/python
-READY := $(VENV)/.ready
-NAMES := $(basename $(notdir $(sort $(wildcard book/src/*.md))))
+override PY := $(VENV)/bin/python
+override READY := $(VENV)/.ready
+override NAMES := $(basename $(notdir $(sort $(wildcard book/src/*.md))))
 $(if $(filter notebook,$(MAKECMDGOALS)),$(call demand,NB,$(subst $() ,|,$(NAMES)),for example make notebook NB=12_collaborative_filtering; one of $(NAMES)))
-RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
+ifneq ($(filter full,$(MAKECMDGOALS)),)
+$(if $(filter PROFILE,$(GIVEN)),$(call demand,PROFILE,full,PROFILE=full or nothing: `make full` has no other size))
+$(if $(strip $(CELL)),$(if $(strip $(FORCE)),$(error FORCE=$(FORCE) and CELL=$(CELL): say one of them; both choose cells by words of their names)))
+endif
+override RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
 # What a run depends on beside its source. `make data` comes first and in a make of its own, so its results are seen here.
-CODE := $(shell find amaml_core experiments -name '*.py')
+override CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
-DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
-INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
-WRITTEN := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
-SUBMAKE := +@$(MAKE) --no-print-directory
+override DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
+override INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
+override WRITTEN := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
+override SUBMAKE := +@$(MAKE) --no-print-directory
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "PROFILE=smoke|book|full (now $$PROFILE), JOBS=$$JOBS, SEED=$$SEED, PYTHON=$$PYTHON, VENV=$$VENV"
 
 # $(call unless-taken,FOLDER): stops unless the environment in this folder is this checkout's, or nobody's.
-unless-taken = @for known in $1/lib/python*/site-packages/checkout.pth; do \
+override unless-taken = @for known in $1/lib/python*/site-packages/checkout.pth; do \
 	  other=$$(cat "$$known" 2>/dev/null); \
 	  if [ -n "$$other" ] && [ -e "$$other/Makefile" ] && ! [ "$$other" -ef . ]; then \
 	    echo "The environment $1 belongs to the checkout $$other; choose another folder, for example VENV=.venv, or remove $1" >&2; \
@@ -56,7 +65,7 @@ unless-taken = @for known in $1/lib/python*/site-packages/checkout.pth; do \
 	  fi; \
 	done
 # The notebooks import what stands beside the package, too, wherever they are run from.
-take = @pwd > "$$($1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
+override take = @pwd > "$$($1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth"
 
 $(READY): requirements.lock pyproject.toml
 	$(call unless-taken,$(VENV))
@@ -76,7 +85,7 @@ book: $(READY)  ## run every chapter at PROFILE and render the runs
 	$(SUBMAKE) rendered
 	@$(PY) -m tools.book report
 
-PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n "$$JOBS" --dist loadfile -q
+override PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n "$$JOBS" --dist loadfile -q
 
 test: $(READY)  ## unit tests, style, all chapters at smoke with their checked outputs, the strict book (minutes)
 	$(SUBMAKE) data
@@ -176,9 +185,9 @@ $(VENV)-bench/.ready: requirements.lock benchmarks/requirements.txt pyproject.to
 bench: $(VENV)-bench/.ready  ## compare with other libraries (hours; BENCH=--quick: a few minutes)
 	@set -f; $(VENV)-bench/bin/python -m benchmarks $$BENCH
 
-full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again, SCHEDULER=tcp://HOST:PORT: on a Dask cluster)
+full: $(READY)  ## run the paper-scale cells that have no record yet, JOBS at once (CELL='words of its name', FORCE='words': run those again, SEED=1: of that seed alone, SCHEDULER=tcp://HOST:PORT: on a Dask cluster)
 	$(SUBMAKE) data
-	@$(PY) -m experiments --jobs "$$JOBS" $(if $(SCHEDULER),--scheduler="$$SCHEDULER") $(if $(LIST),--list) $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
+	@$(PY) -m experiments --jobs "$$JOBS" $(if $(SCHEDULER),--scheduler="$$SCHEDULER") $(if $(LIST),--list) $(if $(filter SEED,$(GIVEN)),--seed="$$SEED") $(if $(FORCE),--force --only="$$FORCE",$(if $(CELL),--only="$$CELL"))
 
 dist: $(READY)  ## build the wheel and the source archive into dist, and check them
 	@$(PY) -m tools.dist $(if $(TAG),"$$TAG")

@@ -73,7 +73,7 @@ TAKEN = {
 
 
 def test_every_setting_is_tried():
-    (settings,) = re.findall(r"^SETTINGS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (settings,) = re.findall(r"^override SETTINGS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {*settings.split()} == {*REFUSED, *TAKEN, "PYTHON"}
 
 
@@ -123,7 +123,11 @@ def test_an_environment_of_another_checkout_is_left_to_it(make, tmp_path, target
         (("notebook", "NB=--help"), "NB=--help: say"),
         (("data", "PROFILE=smoke book"), "PROFILE=smoke book: say one of smoke book full"),
         (("data", "PROFILE="), "PROFILE=: say"),
-        (("data", "JOBS=0"), "JOBS=0: say a number from 1"),
+        (("data", "JOBS=0"), "JOBS=0: say a number from 1 to 9999"),
+        (("data", "JOBS=99999999999"), "JOBS=99999999999: say"),
+        (("data", "OMP_NUM_THREADS=99999999999"), "OMP_NUM_THREADS=99999999999: say"),
+        (("full", "FORCE=jester", "CELL=ratings"), "FORCE=jester and CELL=ratings: say one of them"),
+        (("full", "PROFILE=smoke"), "PROFILE=smoke: say PROFILE=full or nothing"),
         (("data", "JOBS=-1"), "JOBS=-1: say"),
         (("data", "JOBS=2.5"), "JOBS=2.5: say"),
         (("data", "SEED=-1"), "SEED=-1: say"),
@@ -143,6 +147,22 @@ def test_settings_arrive(make):
     code, _, asked = make("full", "FORCE=jester 'one", JOBS="7")
     assert code == 0 and asked.endswith("<-m><experiments><--jobs><7><--force><--only=jester 'one>")
     assert make("full", "LIST=1")[2].endswith("<-m><experiments><--jobs><2><--list>")
+    for given in (["SEED=1"], ["SEED=1", "PROFILE=full"]):
+        assert make("full", *given)[2].endswith("<-m><experiments><--jobs><2><--seed=1>")
+    assert make("full", SEED="1", CELL="jester")[2].endswith("<--jobs><2><--seed=1><--only=jester>")
+
+
+def test_what_is_no_setting_is_neither_taken_nor_run(make, tmp_path):
+    hit, text = tmp_path / "hit", (ROOT / "Makefile").read_text()
+    known = {*re.search(r"SETTINGS := (.*)", text)[1].split()}
+    own = {*re.findall(r"^(?:override )?([\w-]+) [:?]?= ", text, re.MULTILINE)} - known
+    assert {"NAMES", "CODE", "PY", "SUBMAKE", "PYTEST", "demand"} <= own
+    given = [f"{name}=$(shell touch {hit})" for name in own]
+    code, said, asked = make("notebook", "NB=04_adjoint", *given)
+    assert code == 0 and not hit.exists(), said
+    assert asked == "<-m><tools.notebooks><run><04_adjoint><--profile><smoke><--seed><0>"
+    code, said, _ = make("data", "-e", **dict(text.split("=", 1) for text in given))
+    assert code == 0 and not hit.exists(), said
 
 
 @pytest.mark.parametrize("fast", [False, True])
