@@ -27,7 +27,7 @@ from papermill.exceptions import PapermillExecutionError
 
 import amaml_core
 from amaml_core import samplers
-from tools import book, faults, notebooks, repository
+from tools import book, dist, faults, figures, notebooks, repository
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -576,6 +576,53 @@ def builder(chapter, tmp_path):
         return in_a_process(tmp_path, code)
 
     return start
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_while_a_folder_takes_the_place_of_another_one_of_them_is_there(tmp_path, monkeypatch, renamed):
+    made, target = tmp_path / "work" / "made", tmp_path / "html"
+    for folder in (made, target):
+        folder.mkdir(parents=True)
+        (folder / "page").write_text(folder.name)
+    rename, count = Path.rename, iter(range(9))
+
+    def failing(path, place):
+        if next(count) == renamed:
+            raise OSError(28, "No space left on device", str(path))
+        return rename(path, place)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    if renamed < 2:
+        with pytest.raises(OSError):
+            notebooks.put_in_place(made, target)
+    else:
+        notebooks.put_in_place(made, target)
+    assert (target / "page").read_text() == ("html" if renamed < 2 else "made")
+    assert {path.name for path in tmp_path.iterdir()} == {"html", "work"}
+    monkeypatch.undo()
+    target.rename(tmp_path / ".html.earlier")  # what a kill between the renames leaves goes next time
+    made.mkdir(exist_ok=True)
+    notebooks.put_in_place(made, target)
+    assert {path.name for path in tmp_path.iterdir()} == {"html", "work"}
+
+
+@pytest.mark.parametrize("error", [(28, "No space left on device"), (13, "Permission denied", "/a/place")])
+@pytest.mark.parametrize(
+    ("module", "part", "arguments"), [(book, "copy_tree", ["render"]), (dist, "build", []), (figures, "sync_playwright", None)]
+)
+def test_a_tool_that_cannot_write_says_so_in_one_line_with_a_path(tmp_path, monkeypatch, capsys, module, part, arguments, error):
+    def stop(*_given):
+        raise OSError(*error)
+
+    for place in (book, dist, figures):
+        monkeypatch.setattr(place, "ROOT", tmp_path)
+    for place in (book, figures):
+        monkeypatch.setattr(place, "BUILD", tmp_path / "_build")
+    monkeypatch.setattr(figures, "chromium", lambda: "chromium")
+    monkeypatch.setattr(module, part, stop)
+    assert (module.main() if arguments is None else module.main(arguments)) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert error[1] in said and ("/a/place" in said or str(tmp_path / "_build") in said)
 
 
 @pytest.mark.slow

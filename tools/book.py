@@ -29,7 +29,7 @@ from amaml_core import strict
 from amaml_core.datasets import RATINGS, data_root
 
 from . import faults
-from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, read_notebook, read_run
+from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, put_in_place, read_notebook, read_run
 from .repository import building, with_buttons, with_setup
 from .weight import round_off, trim_icons
 
@@ -51,6 +51,7 @@ def render(profile: str | None) -> None:
 
     Raises:
         FileNotFoundError, ValueError: a chapter has no run at this profile that is of its source, or no committed notebook.
+        OSError: the pages cannot be written; the error names a path.
         subprocess.CalledProcessError: Jupyter Book found an error or a warning.
     """
     with alone(BUILD / "work", "rendering the book") as work:
@@ -64,9 +65,7 @@ def render(profile: str | None) -> None:
             drawing.write_text(round_off(drawing.read_text(encoding="utf-8")), encoding="utf-8")
         for stamp in BUILD.glob(".rendered-*"):  # says to make what the pages show, so it goes before and comes after them
             stamp.unlink()
-        if INDEX.parent.exists():
-            INDEX.parent.rename(work / "earlier")
-        (work / "_build" / "html").rename(INDEX.parent)
+        put_in_place(work / "_build" / "html", INDEX.parent)
         if profile is not None:
             stamp = BUILD / f".rendered-{profile}"
             stamp.touch()
@@ -195,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.action != "report":
         try:
             links() if args.action == "links" else render(args.profile)
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
         except subprocess.CalledProcessError:

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from packaging.metadata import Metadata
 from packaging.version import Version
 
-from .notebooks import ROOT, alone
+from .notebooks import ROOT, alone, put_in_place
 from .repository import ADDRESS, building
 
 # What an index needs to show the package, and does not refuse.
@@ -137,15 +137,18 @@ def unreleased(root: Path, tag: str) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     tag = (sys.argv[1:] if arguments is None else arguments)[:1]
-    with alone(ROOT / "_build" / "dist", "building the package") as work:
-        files = build(ROOT, work)
-        found = [*problems(files, ROOT), *(unreleased(ROOT, tag[0]) if tag else [])]
-        for problem in found:
-            print(problem, file=sys.stderr)
-        if not found:
-            shutil.rmtree(ROOT / "dist", ignore_errors=True)
-            (work / "dist").rename(ROOT / "dist")
-            print("\n".join(f"dist/{file.name}" for file in files))
+    try:
+        with alone(ROOT / "_build" / "dist", "building the package") as work:
+            files = build(ROOT, work)
+            found = [*problems(files, ROOT), *(unreleased(ROOT, tag[0]) if tag else [])]
+            for problem in found:
+                print(problem, file=sys.stderr)
+            if not found:
+                put_in_place(work / "dist", ROOT / "dist")
+                print("\n".join(f"dist/{file.name}" for file in files))
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 1 if found else 0
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 from playwright.sync_api import sync_playwright
 
 from .book import BUILD
-from .notebooks import NOTEBOOKS, ROOT, alone, names, read_notebook
+from .notebooks import NOTEBOOKS, ROOT, alone, names, put_in_place, read_notebook
 from .pdf import chromium
 
 
@@ -31,14 +31,14 @@ def committed(name: str) -> dict[str, str]:
     return dict(figures(nbformat.reads(done.stdout, as_version=4))) if done.returncode == 0 else {}
 
 
-def main() -> int:
-    try:
-        program = chromium()
-    except FileNotFoundError as error:
-        print(error, file=sys.stderr)
-        return 1
-    target = BUILD / "figures"
-    with alone(BUILD / "figures-work", "taking out the figures") as work, sync_playwright() as playwright:
+def draw(program: str, target: Path) -> None:
+    """Write the figures of all chapters into a folder, in the place of earlier ones, and say which are not as committed.
+
+    Raises:
+        OSError: they cannot be written, or a chapter has no notebook.
+        ValueError: a notebook is damaged.
+    """
+    with alone(target.with_name(f"{target.name}-work"), "taking out the figures") as work, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(device_scale_factor=2)
         for name in names():
@@ -52,8 +52,15 @@ def main() -> int:
                 state = "new" if figure not in before else "as committed" if before[figure] == drawing else "differs"
                 print(f"- {state}: {name}, {figure}", flush=True)
         browser.close()
-        shutil.rmtree(target, ignore_errors=True)
-        (work / "made").rename(target)
+        put_in_place(work / "made", target)
+
+
+def main() -> int:
+    try:
+        draw(chromium(), BUILD / "figures")
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -140,6 +140,9 @@ def alone(place: Path, work: str) -> Iterator[Path]:
 
     What processes left there that were killed goes before the work, and the folder goes after it. Its name is new each time,
     since a program that a killed process had started may still write.
+
+    Raises:
+        OSError: what is written there cannot be, as on a full disk; the error names a path.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f"{place.name}.lock"))
@@ -154,10 +157,29 @@ def alone(place: Path, work: str) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{place.name}~", dir=place.parent))
         yield folder
+    except OSError as error:
+        if error.errno is not None:  # others, as those of shutil, have names in their text
+            error.filename = error.filename or str(place)
+        raise
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Let a folder take the place of an earlier one by renames. A kill between them leaves the earlier one as ``.NAME.earlier``."""
+    earlier = target.with_name(f".{target.name}.earlier")
+    if target.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        target.rename(earlier)  # no folder can be renamed over one that holds files
+    try:
+        made.rename(target)
+    except BaseException:
+        if earlier.exists():
+            earlier.rename(target)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:

@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import Error, PdfMargins, sync_playwright
 
 from .book import BUILD, INDEX
-from .notebooks import alone
+from .notebooks import alone, put_in_place
 
 SET = "async () => { if (window.MathJax) await MathJax.startup.promise; await document.fonts.ready; }"  # mathematics and fonts
 
@@ -57,9 +57,7 @@ def print_pages(chosen: dict[str, Path], target: Path) -> None:
             page.pdf(path=made / f"{name}.pdf", format="A4", margin=margin, print_background=True, outline=True, tagged=True)
             print(f"{name}.pdf", flush=True)
         browser.close()
-        if target.exists():
-            target.rename(work / "earlier")
-        made.rename(target)
+        put_in_place(made, target)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := sorted(set(chosen) - set(there)):
             parser.error(f"no page {', '.join(unknown)}; there are {', '.join(there)}")
         print_pages({name: path for name, path in there.items() if not chosen or name in chosen}, BUILD / "pdf")
-    except (FileNotFoundError, Error) as error:
+    except (OSError, Error) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"The pages are in {BUILD / 'pdf'}")
