@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .chain import chain
 from .inner import InnerLoop
@@ -110,7 +111,7 @@ def evaluate(
         loop of a task has diverged.
 
     Raises:
-        TypeError: steps are no integers.
+        TypeError: steps are no integers, or the metric is no function.
         ValueError: ``steps`` is empty or negative, theta and tasks do not fit the problem, the metric gives no (B,), or the method
             has no steps that could go on: those of Dopri5, and any number of different step sizes.
 
@@ -122,8 +123,7 @@ def evaluate(
     (['task', 'step', 'support', 'query'], 6)
     """
     check_call(problem, _inner_step(method))
-    if not callable(metric):
-        raise TypeError(f"metric must be a function of (prediction, target), not {type(metric).__name__}")
+    check_metric(metric)
     tables = []
     with detached(problem.tf32), problem.guarded():
         for places, k, chunk, u in _along(method, problem, theta, tasks, steps, phi):
@@ -136,10 +136,22 @@ def evaluate(
     return pd.concat(tables, ignore_index=True).sort_values(["task", "step"], ignore_index=True)
 
 
+def check_metric(metric: Any) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        TypeError: it cannot be called, or is a class, which a call would build.
+    """
+    if isinstance(metric, type):
+        raise TypeError(f"metric must be a function of (prediction, target), not the class {metric.__name__}; give an instance")
+    if not callable(metric):
+        raise TypeError(f"metric must be a function of (prediction, target), not {type(metric).__name__}")
+
+
 def errors_of(metric: Metric, prediction: Any, y: Any, tasks: int) -> Tensor:
     """The error (B,) of each task, checked; in single precision at least, as NumPy knows no bfloat16."""
     try:
-        found = metric(prediction, y)
+        found = metric(*tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (prediction, y)))  # it may write to them
     except (RuntimeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import not_finite
-from .evaluation import Metric, errors_of
+from .evaluation import Metric, check_metric, errors_of
 from .flow import DivergenceError
 from .identity import standing_still
 from .meta import Diagnostics, Method, Pullback, checked, meta_gradient
@@ -44,8 +44,8 @@ class Validation:
             raise TypeError(f"lower_is_better must be true or false, not {self.lower_is_better!r:.100}")
         if self.patience is not None:
             count(self, "patience")
-        if self.metric is not None and not callable(self.metric):
-            raise TypeError(f"metric must be a function of (prediction, target), not {type(self.metric).__name__}")
+        if self.metric is not None:
+            check_metric(self.metric)
         if self.metric is None and not self.lower_is_better:
             raise ValueError("without a metric the query loss is measured, of which less is better; leave lower_is_better true")
         groups = [self.validation] if isinstance(self.validation, Tasks) else self.validation

@@ -311,6 +311,21 @@ def test_evaluation_in_half_precision_has_a_table_in_single(dtype):
     assert table["query"].tolist() == (predicted - tasks.query_y).abs().amax((1, 2)).tolist()
 
 
+def test_a_metric_that_writes_to_what_it_is_given_changes_no_data():
+    def writing(prediction, target):
+        return (prediction.clamp_(-0.5, 0.5) - target.clamp_(-0.5, 0.5)).square().flatten(1).mean(1)
+
+    clamped = lambda prediction, target: writing(prediction.clone(), target.clone())  # noqa: E731
+    p, tasks = problem(), lines(torch.Generator().manual_seed(1))
+    kept = tasks.map(torch.clone)
+    one, other = (evaluate(METHODS[0], p, p.initial_parameters(), tasks, metric) for metric in (writing, clamped))
+    assert one.equals(other)
+    fit(METHODS[0], p, lines, 2, validation=tasks, validate_every=1, metric=writing, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(tasks.tensors, kept.tensors, strict=True))
+    with pytest.raises(TypeError, match="not the class MSELoss; give an instance"):
+        evaluate(METHODS[0], p, p.initial_parameters(), tasks, nn.MSELoss)
+
+
 def test_adam_adaptation_is_torchs_adam_task_by_task():
     p, tasks = problem(), lines(torch.Generator().manual_seed(1))
     theta = p.initial_parameters()
@@ -680,6 +695,7 @@ PLATEAU = lambda o: schedulers.ReduceLROnPlateau(o)  # noqa: E731
         ({"validation": HELD_OUT, "patience": 0}, ValueError, "patience >= 1"),
         ({"validation": HELD_OUT, "lower_is_better": False}, ValueError, "without a metric the query loss"),
         ({"validation": HELD_OUT, "metric": 3}, TypeError, "metric must be a function"),
+        ({"validation": HELD_OUT, "metric": nn.MSELoss}, TypeError, "not the class MSELoss; give an instance"),
         ({"validation": HELD_OUT, "metric": mse_loss}, ValueError, "a metric must return the error of each of B=4 tasks"),
         ({"validation": []}, ValueError, "holds no tasks"), ({"validation": 3}, TypeError, "Tasks or a list of Tasks, not 3"),
         ({"validation": [HELD_OUT, 3]}, TypeError, "Tasks or a list of Tasks"),
