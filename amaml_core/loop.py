@@ -96,10 +96,9 @@ def _described(problem: Problem, thing: Any, name: str = "") -> dict[str, str]:
     return describe(thing, name, free={id(p) for p in problem.model.parameters()})
 
 
-def description(problem: Problem, tasks: Ragged, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
-    """What all ranks of a run must have been given alike, wherever their devices are: settings, start, buffers and first tasks."""
-    given = {"tasks": tasks, "buffers": dict(problem.model.named_buffers())}
-    found = _described(problem, settings | outer.description() | given)
+def description(problem: Problem, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
+    """What all ranks of a run must have been given alike, wherever their devices are: settings, start and buffers."""
+    found = _described(problem, settings | outer.description() | {"buffers": dict(problem.model.named_buffers())})
     return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
 
 

@@ -142,6 +142,9 @@ def joined(wanted: bool) -> Iterator[Ranks]:
     """The ranks of torch.distributed, if it is wanted and there are several; started where torchrun has started the process.
 
     What is raised within is raised on all ranks.
+
+    Raises:
+        RuntimeError: another rank does not come, as where it has failed before or is to train by itself.
     """
     launched = wanted and dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
     if launched and not dist.is_initialized() and int(os.environ["WORLD_SIZE"]) > 1:
@@ -150,7 +153,13 @@ def joined(wanted: bool) -> Iterator[Ranks]:
     if not launched or not dist.is_initialized() or dist.get_world_size() == 1:
         yield Ranks()
         return
-    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    try:
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {dist.get_rank()} of {dist.get_world_size()} has waited for the others in vain ({error}): each must call fit, "
+            "as often as the others and with the same arguments, or all of them with distributed=False"
+        ) from error
     ranks = Ranks(group)
     try:
         yield ranks

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from .evaluation import Metric
 from .flow import DivergenceError
+from .identity import describe
 from .learned import Learned, methods
 from .loop import Callback, MetaStep, Run, check_functions, description, identity_of, tell, try_sampler
 from .meta import Method, checked, mean, of_each, total
@@ -167,9 +168,9 @@ def fit(
     >>> found.best_step in (5, 10, 15, 20)
     True
     """
-    meta_steps, seed = whole(meta_steps, "meta_steps", 1), whole(seed, "seed", 0)
-    check_functions(callbacks, sampler=sampler, optimizer=optimizer, scheduler=scheduler)
     with joined(distributed) as ranks:
+        meta_steps, seed = whole(meta_steps, "meta_steps", 1), whole(seed, "seed", 0)
+        check_functions(callbacks, sampler=sampler, optimizer=optimizer, scheduler=scheduler)
         watched = Validation(validation, validate_every, metric, lower_is_better, patience)
         learned = None if learn is None else Learned(method, learn)
         method_at = methods(method, learned, multi_step)
@@ -177,6 +178,8 @@ def fit(
         outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
         watched.try_out(method, problem, outer, kept=checkpoint is not None)
         settings = {"method": method, "learn": learn, "multi_step": multi_step, "validation": watched or None, "seed": seed}
+        further = {"meta_steps": meta_steps, "checkpoint": checkpoint is not None}
+        ranks.same(lambda: description(problem, outer, settings | further))
         path, identity = None, {}
         if checkpoint is not None:
             path = None if ranks.rank else Path(checkpoint)
@@ -195,7 +198,7 @@ def fit(
                 began, lr, number = time.monotonic(), outer.lr, len(run.rows) + 1
                 tasks = sampler(run.generator)
                 if number == first:
-                    ranks.same(lambda: description(problem, tasks, outer, settings | {"meta_steps": meta_steps}))  # noqa: B023
+                    ranks.same(lambda: describe({"tasks": tasks}))  # noqa: B023
                 gradients, row = _estimate(method_at(number), problem, tasks, outer, number, ranks, run.token)
                 with run.update():
                     outer.update(gradients)

@@ -62,8 +62,12 @@ class Sampler:
         return found
 
 
-def run(folder, rank, method="MAML", tasks=5, phi=False, ragged=False, fault=None, at=(1, 4), steps=20, timeout=60, **options):
-    """A run of fit in which something goes wrong on rank ``at[0]`` at its draw number ``at[1]``."""
+def run(
+    folder, rank, method="MAML", tasks=5, phi=False, ragged=False, fault=None, at=(1, 4), steps=20, timeout=60, other=(), **options
+):
+    """A run of fit in which something goes wrong on rank ``at[0]`` at its draw number ``at[1]``, or is given other options."""
+    options |= other if other and rank == at[0] else {}
+    steps = options.pop("meta_steps", steps)
     sampler = Sampler(tasks, ragged, fault if rank == at[0] or fault == "diverge" else None, at[1])
 
     def told(step):

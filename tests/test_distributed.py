@@ -39,6 +39,14 @@ WRONG = {  # the case, the error on the guilty rank, and that on the others
         {"fault": "other tasks", "at": [1, 3]}, f"ValueError: {OTHER}tasks.query_x: ", f"ValueError: rank 1 of {{0}}: {OTHER}task",
     ),
     "another start": ({"fault": "other start"}, f"ValueError: {OTHER}theta: ", f"ValueError: rank 1 of {{0}}: {OTHER}theta: "),
+    **{
+        f"another {name}: {value}": ({"other": {name: value}}, f"ValueError: {said}", f"ValueError: rank 1 of {{0}}: {said}")
+        for name, value, said in (
+            ("meta_steps", 0, "meta_steps must be a whole"), ("seed", -1, "seed must be a whole"),
+            ("seed", 1, f"{OTHER}seed: 0 there, 1 here"), ("save", False, f"{OTHER}checkpoint: True there, False here"),
+            ("meta_steps", 5, f"{OTHER}meta_steps: 6 there, 5 here"), ("validate", True, f"{OTHER}validation"),
+        )
+    },
 }  # fmt: skip
 
 
@@ -97,7 +105,8 @@ def several(folder, size):
         for rank, result in enumerate(results):
             expected = guilty if rank in own else others.format(size, size // 2)
             assert result[number].get("error", "nothing").startswith(expected), name
-        assert [path.name for path in (folder / str(number) / "run").iterdir()] == ["theta.safetensors"], name
+        early = name.startswith("another")  # noticed before the first step
+        assert [path.name for path in (folder / str(number)).glob("run/*")] == ([] if early else ["theta.safetensors"]), name
         if name in ("an error", "an error on rank 0", "Ctrl-C"):
             resumed = alone(folder / str(number), {"save": True, "steps": 6})  # which is one rank now
             assert same(resumed, alone(folder, {"steps": 6})), name
@@ -152,6 +161,17 @@ def test_parts_of_a_meta_batch_are_even_and_in_order():
                 parts.append([int(n) for group in part for n in group.support_x])
             assert sum(parts, []) == list(range(7))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_rank_that_waits_in_vain_for_another_says_so(monkeypatch):
+    def timed_out(**_):
+        raise RuntimeError("Wait timeout")
+
+    given = {"is_initialized": lambda: True, "get_world_size": lambda: 2, "get_rank": lambda: 0, "new_group": timed_out}
+    for name, function in given.items():
+        monkeypatch.setattr(ranks.dist, name, function)
+    with pytest.raises(RuntimeError, match="rank 0 of 2 has waited for the others in vain.*each must call fit"), ranks.joined(True):
+        pass
 
 
 def test_two_ranks_give_the_result_of_one_and_an_error_on_one_is_raised_on_both(tmp_path):
