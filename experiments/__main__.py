@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .common.cells import Cell, durations, missing, only_sweep, run_cells
+from .common.pools import ClusterError
 from .common.records import RESULTS, read
 
 EVALUATIONS = ("synthetic", "recipe", "ratings", "ratings_gap", "images", "efficiency", "tradeoff", "audit")
@@ -54,7 +55,14 @@ def main(argv: list[str] | None = None) -> None:
         names = {cell.name for cell in missing(chosen, arguments.out)}
         print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
     else:
-        failed = sweep(chosen, arguments)
+        try:
+            failed = sweep(chosen, arguments)
+        except KeyboardInterrupt:
+            done = f"{len(chosen) - len(missing(chosen, arguments.out))} of {len(chosen)} cells have a record"
+            print(f"interrupted: {done}; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+        except ClusterError as error:
+            sys.exit(str(error))
     if damaged or failed:
         sys.exit(1)
 

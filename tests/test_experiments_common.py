@@ -3,9 +3,12 @@
 import ast
 import json
 import re
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,6 +238,51 @@ def test_a_second_sweep_waits_for_the_first_and_runs_what_that_has_left(fake, tm
         second.result()
     assert fake == [0, 1] and missing(cells, tmp_path) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scratch", "fake.jsonl"]
+
+
+def test_an_interrupted_sweep_says_in_a_line_how_to_go_on(fake, tmp_path, monkeypatch, capsys):
+    def run(cell, scratch):
+        if cell.seed == 1:
+            raise KeyboardInterrupt
+        return table(error=[1.0])
+
+    monkeypatch.setitem(sys.modules, "experiments.fake.run", SimpleNamespace(run=run))
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: [Cell("fake", "a", {}, seed) for seed in range(3)])
+    with pytest.raises(SystemExit) as caught:
+        runner.main(["--out", str(tmp_path)])
+    assert caught.value.code == 130
+    assert "interrupted: 1 of 3 cells have a record; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_pool_that_is_left_ends_its_processes_at_once_and_silently(tmp_path, capfd):
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    call = f"""try:
+    open({str(begun)!r}, "w").close()
+    __import__("time").sleep(600)
+finally:
+    open({str(ended)!r}, "w").close()"""
+    with pool(2) as each, closing(each(exec, ["1", call, *["1"] * 5])) as found:
+        while next(found) and not begun.exists():
+            pass
+        while not begun.exists():
+            time.sleep(0.01)
+        started = time.monotonic()
+    assert ended.exists() and time.monotonic() - started < pools.GRACE_SECONDS and capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_ends_a_sweep_and_leaves_no_half_written_file(tmp_path, jobs):
+    command = ["-m", "experiments", "--profile", "smoke", "--only", "ratings-errors", "--out", str(tmp_path), "--jobs", str(jobs)]
+    run = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "ratings.jsonl").exists() and run.poll() is None:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    done = len(records.read("ratings", tmp_path))
+    assert run.returncode == 130 and "Traceback" not in said
+    assert f"interrupted: {done} of 60 cells have a record; the same command goes on" in said
+    assert not [path.name for path in tmp_path.rglob("*") if path.name.startswith(".") and path.is_file()]
 
 
 def test_the_deviation_of_two_runs_is_relative_to_the_largest_number_of_a_column():

@@ -81,15 +81,16 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
     threads = str(max(joblib.cpu_count() // jobs, 1))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = {name: os.environ.get(name, threads) for name in names}
-    new = partial(ProcessPoolExecutor, 1, initializer=_end_by_sigterm, env=env)
+    # Ctrl-C is for this process, which then ends the others by SIGTERM.
+    new = partial(ProcessPoolExecutor, 1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN), env=env)
     running: dict[Future, tuple[ProcessPoolExecutor, T, int]] = {}
 
     def start(executor: ProcessPoolExecutor, argument: T, attempt: int = 1) -> None:
         try:
-            future = executor.submit(tried, function, argument)
+            future = executor.submit(_ended_by_sigterm, function, argument)
         except BrokenProcessPool:  # killed after its last call
             executor = new()
-            future = executor.submit(tried, function, argument)
+            future = executor.submit(_ended_by_sigterm, function, argument)
         running[future] = executor, argument, attempt
 
     waiting = iter(arguments)
@@ -120,10 +121,13 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
         _stop(running)
 
 
-def _end_by_sigterm() -> None:
-    """In a worker: Ctrl-C is for the process that has started it, which ends it by SIGTERM; training saves its state then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ended_by_sigterm(function: Callable[[T], R], argument: T) -> R | Failure:
+    """A call that SIGTERM ends as Ctrl-C would: training saves its state then."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return tried(function, argument)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stop(running: dict[Future, tuple[ProcessPoolExecutor, Any, int]]) -> None:
