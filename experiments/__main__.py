@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(130)
         except ClusterError as error:
             sys.exit(str(error))
+        except OSError as error:
+            sys.exit(f"{error}; make room, or see to the folder: then the same command goes on")
     if damaged or failed:
         sys.exit(1)
 

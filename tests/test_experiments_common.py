@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from scipy import stats
 
 from amaml_core import DivergenceError
 from experiments import __main__ as runner
-from experiments.common import plots, pools, records
+from experiments.common import cells, plots, pools, records
 from experiments.common.cells import Cell, deviation, durations, missing, only_sweep, run_cells
 from experiments.common.choosing import choose, chosen
 from experiments.common.claims import decide
@@ -252,6 +253,32 @@ def test_an_interrupted_sweep_says_in_a_line_how_to_go_on(fake, tmp_path, monkey
         runner.main(["--out", str(tmp_path)])
     assert caught.value.code == 130
     assert "interrupted: 1 of 3 cells have a record; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written_is_tried_again_and_then_named(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: [Cell("fake", "a", {}, seed) for seed in range(3)])
+    before, tried = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    runner.main(["--out", str(tmp_path), "--only", "seed=0"])
+    monkeypatch.setattr(cells.time, "sleep", lambda pause: tried.append(pause))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "fake.jsonl").stat().st_size + 100, before[1]))
+        with pytest.raises(SystemExit) as caught:
+            runner.main(["--out", str(tmp_path), "--only", "seed=1"])
+        assert str(tmp_path / "fake.jsonl") in caught.value.code and "then the same command goes on" in caught.value.code
+        assert tuple(tried) == cells.PAUSES and "the record of fake-a-seed=1 could not be written" in capsys.readouterr().err
+        monkeypatch.setattr(cells.time, "sleep", lambda pause: resource.setrlimit(resource.RLIMIT_FSIZE, before))
+        runner.main(["--out", str(tmp_path), "--only", "seed=1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [record.seed for record in records.read("fake", tmp_path)] == [0, 1] and fake == [0, 1, 1]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_any_cell_runs(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: [Cell("fake", "a", {}, 0)])
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as caught:
+        runner.main(["--out", str(tmp_path / "file")])
+    assert str(tmp_path / "file") in caught.value.code and "see to the folder" in caught.value.code and fake == []
 
 
 def test_a_pool_that_is_left_ends_its_processes_at_once_and_silently(tmp_path, capfd):

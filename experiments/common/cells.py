@@ -31,6 +31,7 @@ from .records import RESULTS, Record, new_record
 # is compiled anew, or on another processor, may round otherwise, and training amplifies that.
 TOLERANCE = 0.01
 SCRATCH = ".scratch"  # beside the records: checkpoints of cells that are under way, named after them
+PAUSES = (1.0, 10.0, 60.0, 60.0)  # seconds until a record that could not be written is tried again
 CLOCK = ("seconds", "training_seconds", "low", "high", "load", "peak")  # columns that differ from one run to the next
 Run = Callable[["Cell", Path], pd.DataFrame]  # the cell, a folder for its checkpoints -> tidy rows
 
@@ -137,6 +138,9 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
     Returns:
         The names of the cells that failed. What was wrong is printed on the standard error at once, each traceback once.
 
+    Raises:
+        OSError: a record cannot be written, though that was tried again for a while.
+
     A progress bar estimates the remaining time from the durations of earlier records of the same kind. Where a record stands
     already, the new one takes its place, and it is printed how far the two are apart.
     """
@@ -158,7 +162,7 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
                 shown.add(record.trace)
                 bar.update(round(known[cell.evaluation, cell.kind]))
                 continue
-            records.write(record, cell.evaluation, folder)
+            _keep(cell, record, folder)
             for pattern in ("", "."):  # checkpoints, and what their writers left
                 for file in scratch.glob(f"{pattern}{glob.escape(cell.name)}.*"):
                     file.unlink(missing_ok=True)
@@ -169,6 +173,20 @@ def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: 
                 note += f", {apart:.1e} from the record that stood ({'within' if apart <= TOLERANCE else 'NOT within'} {TOLERANCE})"
             tqdm.write(f"{cell.name}: {note}")
     return failed
+
+
+def _keep(cell: Cell, record: Record, folder: Path) -> None:
+    """Write a record. Where the disk is full, wait until there is room."""
+    for pause in (*PAUSES, None):
+        try:
+            records.write(record, cell.evaluation, folder)
+            return
+        except OSError as error:
+            again = "is not tried again" if pause is None else f"is tried again in {pause:.0f} s: make room, or see to the folder"
+            tqdm.write(f"the record of {cell.name} could not be written, and {again}: {error}", file=sys.stderr)
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 def durations(folder: Path, cells: Iterable[Cell]) -> dict[tuple[str, str], float]:

@@ -209,22 +209,28 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
     """Append a record to its evaluation's file, or put it in the place of the one of the same cell.
 
     A line that is no record stays as it is, for :func:`read` to complain of: what has just been computed is not lost for it.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
     """
     file, content = path(evaluation, folder), parse(json.dumps(asdict(record), allow_nan=False))
     line = json.dumps({"digest": digest(content)} | content).encode() + b"\n"  # a word that loses its end runs into no digest
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(file):
-        lines = _lines(file) if file.exists() else []
-        whole = [old for old in lines if old.endswith(b"\n")]
-        stands = [_key_of(old) == record.key for old in whole]
-        if any(stands) or len(whole) < len(lines):
-            kept = [line if same else old for old, same in zip(whole, stands, strict=True)] + [line] * (not any(stands))
-            write_beside(file, b"".join(kept))
-        else:
-            with open(file, "ab") as end:
-                end.write(line)
-                end.flush()
-                os.fsync(end.fileno())
+    try:
+        with alone(file):
+            lines = _lines(file) if file.exists() else []
+            whole = [old for old in lines if old.endswith(b"\n")]
+            stands = [_key_of(old) == record.key for old in whole]
+            if any(stands) or len(whole) < len(lines):
+                kept = [line if same else old for old, same in zip(whole, stands, strict=True)] + [line] * (not any(stands))
+                write_beside(file, b"".join(kept))
+            else:
+                with open(file, "ab") as end:
+                    end.write(line)
+                    end.flush()
+                    os.fsync(end.fileno())
+    except OSError as error:  # that of a full disk names no file
+        error.filename, error.filename2 = str(file), None
+        raise
     return file
 
 
