@@ -175,15 +175,17 @@ def _batched_is_right(problem: Problem, function: Function, theta: Tensor, point
     """Compare two tasks in a batch with the same tasks alone; where they differ, say so once."""
     scale = theta.square().mean().sqrt()
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
-    # (2, P)
-    w = theta.nan_to_num(0.0, 0.0, 0.0) + 0.1 * scale * torch.stack([_direction(theta, s) for s in (1.0, 2.0)])
+    theta, right, reason = theta.nan_to_num(0.0, 0.0, 0.0), True, "its gradients are not those of the tasks alone"
     try:
-        alone = [_values(function, w[b : b + 1], part(points, b, b + 1), batched=False) for b in (0, 1)]
-        together = _values(function, w, points, batched=True)
-        right = len(together) >= len(alone[0]) and all(
-            _close(t, torch.cat(parts)) for t, *parts in zip(together, *alone, strict=False)
-        )
-        reason = "its gradients are not those of the tasks alone"
+        for size in (scale.expand_as(theta), theta):  # a model may be defined on one side of zero alone
+            w = theta + 0.1 * size * torch.stack([_direction(theta, s) for s in (1.0, 2.0)])  # (2, P)
+            alone = [_values(function, w[b : b + 1], part(points, b, b + 1), batched=False) for b in (0, 1)]
+            together = _values(function, w, points, batched=True)
+            right &= len(together) >= len(alone[0]) and all(
+                _close(t, torch.cat(parts)) for t, *parts in zip(together, *alone, strict=False)
+            )
+            if all(t.isfinite().all() for t in together):
+                break
     except Exception as error:  # whatever a batching rule fails with
         right, reason = False, (str(error).strip() or type(error).__name__).splitlines()[0]
     if padded:  # seen or not in these two tasks
@@ -223,10 +225,12 @@ def _tolerance(t: Tensor) -> float:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding; what is not finite in either says nothing."""
+    """Whether two tensors are equal but for rounding, and finite in the same entries."""
     if not a.is_floating_point():
         return torch.equal(a, b)
-    return not ((a - b).norm() > _tolerance(a) * b.norm())
+    finite, tolerance = b.isfinite(), _tolerance(a)
+    error, size = ((t.where(finite, 0.0)).double().norm() for t in (a - b, b))  # half precision overflows in a norm
+    return torch.equal(a.isfinite(), finite) and not error > tolerance * size
 
 
 def _same(a: Any, b: Any) -> bool:
