@@ -7,7 +7,7 @@ behind is gone with the twin, the user's model stays as it is, and threads do no
 from __future__ import annotations
 
 import types
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 # What every module has: dictionaries of hooks, most of them empty. And what neither is a tensor nor holds one.
 SHARED = set(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+CONTAINERS = (OrderedDict, defaultdict, dict, list, deque, set)
 PLAIN = {bool, int, float, str, type(None)}
 
 
@@ -41,23 +42,38 @@ def twin(model: nn.Module, held: dict[int, Any] | None = None) -> nn.Module:
 
 
 def _replace(value: Any, held: dict[int, Any]) -> Any:
-    """What stands for an attribute of a module in its twin: containers are copied, also in each other."""
+    """What stands for an attribute of a module in its twin: containers are copied, each once, also in each other."""
     if id(value) in held:
         return held[id(value)]
     if isinstance(value, types.MethodType):
         return types.MethodType(value.__func__, _replace(value.__self__, held))
-    if type(value) is tuple:
-        return tuple([_replace(entry, held) for entry in value])
+    if type(value) is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        return tuple.__new__(type(value), [_replace(entry, held) for entry in value])
+    base = next((kind for kind in CONTAINERS if isinstance(value, kind)), None)
+    return value if base is None else _copied(value, base, held)
+
+
+def _copied(value: Any, base: Any, held: dict[int, Any]) -> Any:
+    """A container of the same kind, filled by the methods of its base: those of its own may convert, count or refuse."""
+    held[id(value)] = new = base.__new__(type(value))  # before its entries, one of which it may be
     if isinstance(value, dict):
-        copy = value.copy()  # which keeps the kind of dictionary
-        copy.update({key: _replace(entry, held) for key, entry in value.items()})
-        return copy
-    if isinstance(value, (list, deque)):
-        entries = value.copy()
-        entries.clear()
-        entries.extend([_replace(entry, held) for entry in value])
-        return entries
-    return value.copy() if isinstance(value, set) else value
+        if base is defaultdict:
+            base.__init__(new, value.default_factory)
+        for key, entry in base.items(value):
+            base.__setitem__(new, key, _replace(entry, held))
+    elif base is set:
+        base.update(new, base.__iter__(value))
+    else:
+        if base is deque:
+            base.__init__(new, (), value.maxlen)
+        base.extend(new, [_replace(entry, held) for entry in base.__iter__(value)])
+    if type(value) is not base and type(value).__dictoffset__:
+        own, copy = (object.__getattribute__(thing, "__dict__") for thing in (value, new))
+        if own is value:  # entries that are attributes, too
+            object.__setattr__(new, "__dict__", new)
+        else:
+            copy.update({name: _replace(entry, held) for name, entry in own.items()})
+    return new
 
 
 def call(model: nn.Module, x: Any) -> Any:

@@ -9,12 +9,13 @@ import random
 import subprocess
 import sys
 import threading
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from amaml_core import (
     IMAML,
     MAML,
     RK4,
+    Adam,
     AdamAdaptation,
     Checkpoint,
     DivergenceError,
@@ -568,6 +570,74 @@ def test_a_penalty_that_is_flat_at_theta_is_noticed():
     for weight[0] in (1.0, 1.0, 1.0, 50.0, 50.0, 50.0):
         found, right = (meta_gradient(AMAML(1e-3, Euler(5)), p, theta, tasks) for p in (fast, plain))
         assert torch.equal(found.gradient, right.gradient)
+
+
+class OneSided(nn.Module):
+    """A line, and a small number that is nowhere below zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope, self.place = nn.Parameter(torch.tensor([1.0, -1.0], dtype=F64)), nn.Parameter(torch.tensor([0.02], dtype=F64))
+
+    def forward(self, x):
+        return (x @ self.slope)[:, None], self.place
+
+
+@pytest.mark.parametrize("where", ["apart", "everywhere"])
+def test_a_change_is_noticed_near_the_edge_of_what_is_defined(where):
+    _, _, tasks = regression()
+    held = [1.0]
+    factor = lambda p: 1 + 0.01 * p.sqrt() if where == "everywhere" else 1  # noqa: E731
+    loss = lambda p, y: held[0] * mse_loss(p[0] * factor(p[1]), y) + 1e-3 * p[1].rsqrt().sum()  # noqa: E731
+    fast, plain = Problem(OneSided(), loss), Problem(OneSided(), loss, trace=False)
+    theta = fast.initial_parameters()
+    for held[0] in (1.0, 1.0, 1.0, 5.0, 5.0):
+        found, right = (meta_gradient(AMAML(0.1, Euler(4)), p, theta, tasks) for p in (fast, plain))
+        assert torch.equal(found.gradient, right.gradient)
+
+
+class WrongIfBatched(nn.Module):
+    """A model near whose own parameters all is a number, and that vmap computes as another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope, self.place = nn.Parameter(torch.ones(2, dtype=F64)), nn.Parameter(torch.tensor([0.02], dtype=F64))
+
+    def forward(self, x):
+        batched = torch._C._functorch.is_batchedtensor(x)
+        return (x @ self.slope)[:, None] * self.place.sqrt() * (2 if batched else 1)
+
+
+def test_what_vmap_makes_of_a_model_is_seen_where_the_model_is_defined():
+    _, _, tasks = regression()
+    model = WrongIfBatched()
+    model.place.requires_grad = False  # it stays where it is a number
+    problem, free = Problem(model, mse_loss), torch.tensor([True, True, False])
+    with pytest.warns(UserWarning, match="not those of the tasks alone"):
+        found = meta_gradient(METHODS[0], problem, problem.initial_parameters(), tasks).gradient
+    assert relative(found, by_hand(model, mse_loss, problem.initial_parameters(), tasks, free=free) * free) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "solver"),
+    [
+        (torch.bfloat16, 1.25, Euler(4)),
+        (torch.bfloat16, 1.25, Adam(4, eps=1e-3)),
+        (torch.float16, 1.05, RK4(2)),
+        (torch.float32, 1.0005, Euler(4)),
+        (torch.float32, 1.0005, Adam(4)),
+    ],
+    ids=str,
+)
+def test_a_small_change_is_noticed_in_any_precision(dtype, factor, solver):
+    problem, theta, tasks, held = [change for i, change in enumerate(drifting(scaled)) if i != 1]
+    theta, tasks = theta.to(dtype), tasks.to(dtype=dtype)
+    fast = Problem(problem.model.to(dtype), problem.loss)
+    plain = Problem(fast.model, problem.loss, trace=False)
+    for held[0] in (1.0, 1.0, 1.0, factor, factor):
+        found, right = (meta_gradient(AMAML(0.02, solver), p, theta, tasks) for p in (fast, plain))
+        assert torch.equal(found.gradient, right.gradient)
+    assert [fast.graphs.get(key).changes for key in fast.graphs.keys()] == [1]  # found changed once
 
 
 class Quadratic2(nn.Module):
@@ -1220,6 +1290,87 @@ def test_hooks_and_containers_belong_to_the_twin():
     for method in METHODS:
         assert relative(meta_gradient(method, problem, theta, tasks).gradient, by_hand(plain, mse_loss, theta, tasks)) < 1e-11
     assert model.feature is None and model.places == {"list": [], "deque": deque(maxlen=3), "dict": {}}
+
+
+class Attributes(dict):
+    """Entries that are attributes, and no others."""
+
+    def __init__(self, **entries):
+        super().__init__(entries)
+        self.__dict__ = self
+
+
+class Doubling(dict):
+    __getitem__ = lambda self, key: 2 * super().__getitem__(key)  # noqa: E731
+
+
+class Sealed(OrderedDict):
+    def __setitem__(self, key, value):
+        raise TypeError("this cannot be changed")
+
+
+class Last(list):
+    def __init__(self, entry, name):
+        super().__init__([entry])
+        self.name = name
+        self.append(self)  # which holds itself
+
+    last = property(lambda self: self[0])
+
+
+class Pair(NamedTuple):
+    one: nn.Module
+    other: float
+
+
+def sealed(**entries):
+    made = Sealed()
+    for key, value in entries.items():
+        OrderedDict.__setitem__(made, key, value)
+    return made
+
+
+CONFIGURED = {
+    "attributes": (lambda layer: Attributes(layer=layer, scale=2.0), lambda c, x: c.layer(x) * c.scale),
+    "own getter": (lambda layer: Doubling(scale=1.0), lambda c, x: x.sum(1, keepdim=True) * c["scale"]),
+    "sealed": (lambda layer: sealed(layer=layer, scale=2.0), lambda c, x: c["layer"](x) * c["scale"]),
+    "in itself": (lambda layer: Last(layer, "it"), lambda c, x: c.last(x) * len(c) if c[1].name == "it" else None),
+    "named tuple": (lambda layer: Pair(layer, 2.0), lambda c, x: c.one(x) * c.other),
+    "by default": (lambda layer: defaultdict(lambda: 2.0, layer=layer), lambda c, x: c["layer"](x) * c["scale"]),
+}
+
+
+class Configured(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        (make, self.use), self.layer = CONFIGURED[name], nn.Linear(2, 1)
+        self.held = make(self.layer)
+
+    def forward(self, x):
+        return self.layer(x) + self.use(self.held, x)
+
+
+class Tripled(nn.Module):
+    """What all of them compute."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.layer, self.doubled = nn.Linear(2, 1), name == "own getter"
+
+    def forward(self, x):
+        return self.layer(x) + 2 * x.sum(1, keepdim=True) if self.doubled else 3 * self.layer(x)
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_containers_of_any_kind_keep_it(name):
+    _, _, tasks = regression()
+    model = seeded(lambda: Configured(name)).double()
+    problem, bare = Problem(model, mse_loss), Tripled(name).double()
+    bare.load_state_dict(model.state_dict())
+    theta, before = problem.initial_parameters(), list(model.held)
+    found = meta_gradient(METHODS[1], problem, theta + 0.1, tasks).gradient
+    assert relative(found, by_hand(bare, mse_loss, theta + 0.1, tasks)) < 1e-11
+    assert list(model.held) == before
 
 
 def test_a_model_may_differentiate_within():
