@@ -20,7 +20,7 @@ def rational_tanh(x: Tensor) -> Tensor:
     x = x.clamp(-9, 9)
     z = x * x
     above, below = (sum_of_powers(coefficients, z) for coefficients in TANH)
-    return x * above / below
+    return (x * above / below).clamp(-1, 1)  # rounding may not exceed what tanh does not
 
 
 def sum_of_powers(coefficients: tuple[float, ...], z: Tensor) -> Tensor:
