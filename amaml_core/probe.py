@@ -75,7 +75,9 @@ class _Watch(TorchDispatchMode):
                 self.writes += [p for p in map(_place, tree_leaves(value)) if p and p not in self.made]
         self.padded |= func is aten.embedding.default and len(args) > 2 and args[2] >= 0
         result = func(*args, **kwargs)
-        if func not in (aten.detach.default, aten.alias.default) and not func.is_view:
+        # torch.tensor and its like lift what they have just made, which counts as a view
+        fresh = func is aten.lift_fresh.default or not func.is_view
+        if func not in (aten.detach.default, aten.alias.default) and fresh:
             self.made.update(p for p in map(_place, tree_leaves(result)) if p)
         return result
 

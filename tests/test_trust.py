@@ -1254,6 +1254,20 @@ def test_what_writes_to_what_it_was_given_is_refused_and_nothing_is_written(name
     assert getattr(model, "count", 0) == 0
 
 
+@pytest.mark.parametrize("make", [lambda: torch.tensor([1.0, 2.0], dtype=F64), lambda: torch.from_numpy(np.ones(2))])
+def test_a_loss_may_write_to_a_constant_of_its_own(make):
+    problem, theta, tasks = regression()
+
+    def weighted(p, y):
+        w = make()
+        w[0] = 3.0
+        return (w.sum() * (p - y) ** 2).mean()
+
+    found = meta_gradient(METHODS[1], Problem(problem.model, weighted), theta, tasks).gradient
+    right = by_hand(problem.model, lambda p, y: make().add(torch.tensor([2.0, 0.0])).sum() * mse_loss(p, y), theta, tasks)
+    assert make()[0] == 1 and relative(found, right) < 1e-11
+
+
 class Hoarding(nn.Module):
     """Keeps what it has seen in all kinds of places, by hooks and methods that are bound to it."""
 
