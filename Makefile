@@ -204,5 +204,5 @@ lock: $(READY)  ## write the versions in .venv into requirements.lock
 	@mv requirements.lock.new requirements.lock
 
 clean:  ## remove what was built; data and .venv stay
-	rm -rf _build _runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf _build _runs build dist .dist.earlier .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
