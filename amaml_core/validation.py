@@ -79,9 +79,9 @@ class Validation:
         """See that all fits, and what the metric gives without adaptation, before any work is done; ``kept`` in a checkpoint.
 
         Raises:
-            TypeError, ValueError: as :func:`amaml_core.meta_gradient` and :func:`amaml_core.evaluate`; data that are not finite; or
-                a scheduler that follows the validation where there is none, or in the wrong direction; or a metric that draws
-                from a generator that no checkpoint holds, and there is one.
+            TypeError, ValueError: as :func:`amaml_core.meta_gradient` and :func:`amaml_core.evaluate`; data that leave nothing
+                finite to measure; a scheduler that follows the validation where there is none, or in the wrong direction; or a
+                metric that draws from a generator that no checkpoint holds, and there is one.
         """
         if (plateau := outer.plateau) is not None:
             if not self:
@@ -90,7 +90,7 @@ class Validation:
                 raise ValueError(f"ReduceLROnPlateau(mode={plateau.mode!r}) goes against lower_is_better={self.lower_is_better}")
         for tasks in self.validation:
             checked(method, problem, outer.theta, tasks, outer.phi)
-            if reason := not_finite(outer.theta, tasks, outer.phi):
+            if (reason := not_finite(outer.theta, tasks, outer.phi)) and not self._finite(method, problem, outer, tasks):
                 raise ValueError(f"validation cannot be measured: {reason}")
         if self.metric is not None:
             start = [outer.theta.expand(len(tasks), -1) for tasks in self.validation]  # (P,) -> (B, P)
@@ -104,14 +104,25 @@ class Validation:
         total = torch.zeros(2, dtype=torch.float64)  # of the errors, and the number of tasks
         if groups:
             try:
-                estimate = meta_gradient(ForwardOnly(method), problem, outer.theta, groups, outer.phi)
-                adapted = estimate.adapted.split([len(tasks) for tasks in groups])
-                errors = estimate.query_loss if self.metric is None else self._errors(problem, adapted, groups)  # (B,)
+                errors = self._measured(method, problem, outer, groups)
                 total = torch.stack([errors.double().sum().cpu(), torch.tensor(len(errors)).double()])
             except DivergenceError:
                 total.fill_(torch.nan)
         error, count = ranks.sum(total).tolist()
         return error / count if math.isfinite(error) else self.worst
+
+    def _finite(self, method: Method, problem: Problem, outer: OuterLoop, tasks: Tasks) -> bool:
+        """Whether there is something to measure of these tasks, as where a loss masks what is missing in them."""
+        try:
+            return bool(self._measured(method, problem, outer, [tasks]).isfinite().all())
+        except DivergenceError:
+            return False
+
+    def _measured(self, method: Method, problem: Problem, outer: OuterLoop, groups: Sequence[Tasks]) -> Tensor:
+        """The errors (B,) of all tasks after the method's own adaptation."""
+        estimate = meta_gradient(ForwardOnly(method), problem, outer.theta, groups, outer.phi)
+        adapted = estimate.adapted.split([len(tasks) for tasks in groups])
+        return estimate.query_loss if self.metric is None else self._errors(problem, adapted, groups)
 
     def _errors(self, problem: Problem, adapted: Sequence[Tensor], groups: Sequence[Tasks]) -> Tensor:
         """The errors (B,) on the query sets of all tasks, for the parameters (B, P) of each of their groups."""

@@ -525,6 +525,19 @@ def test_a_metric_is_measured_as_evaluate_does():
     assert result.history.validation[3] == pytest.approx(table["query"].mean(), rel=1e-12)
 
 
+def masked(prediction, target):
+    return ((prediction - target.nan_to_num()).square() * target.isfinite()).mean()
+
+
+@pytest.mark.parametrize("metric", [None, lambda p, y: torch.stack([masked(a, b) for a, b in zip(p, y, strict=True)])])
+def test_what_the_loss_masks_may_be_missing_in_a_validation(metric):
+    missing = torch.where(torch.arange(5)[:, None] > 2, HELD_OUT.query_y, math.nan)
+    result = train(2, loss=masked, validation=spoilt(query_y=missing, support_y=missing), metric=metric)
+    assert 0 < result.history.validation[1] < math.inf
+    with pytest.raises(ValueError, match="validation cannot be measured: tasks.query_y holds NaN"):
+        train(2, loss=masked, validation=spoilt(query_y=missing), metric=metrics.rmse)
+
+
 class Uphill(torch.optim.SGD):
     """Makes it worse and worse."""
 
