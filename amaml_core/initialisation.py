@@ -23,6 +23,7 @@ from .strict import digest, parse
 FORMAT = "amaml_core initialisation 1"
 PHI = "amaml_core.phi"  # its key in the file
 REMEDY = "Save the initialisation again, or get another copy of the file"
+CONVERT = "convert it, or register the buffer with persistent=False"
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -70,7 +71,7 @@ def save_initialisation(path: str | Path, problem: Problem, theta: Tensor, phi: 
         raise ValueError(f"the model has an entry {PHI!r}, the name under which the file keeps phi; rename it")
     if phi is not None:
         tensors[PHI] = phi
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    tensors = {name: _dense(name, t) for name, t in tensors.items()}
     header = {
         "format": FORMAT,
         "version": _version(),
@@ -80,7 +81,12 @@ def save_initialisation(path: str | Path, problem: Problem, theta: Tensor, phi: 
         "model": json.dumps(architecture(problem.model)),
         "digest": digest(describe(tensors)),
     }
-    write_beside(Path(path), encode(tensors, metadata=header))
+    try:
+        content = encode(tensors, metadata=header)
+    except KeyError as error:
+        names = [name for name, t in tensors.items() if t.dtype == error.args[0]]
+        raise ValueError(f"a safetensors file cannot hold {names}, of {error.args[0]}; {CONVERT}") from None
+    write_beside(Path(path), content)
 
 
 def load_initialisation(path: str | Path, problem: Problem) -> Initialisation:
@@ -219,6 +225,15 @@ def _parameters(model: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
     pieces = theta.split([p.numel() for p in named.values()])  # (P,) -> one piece for each parameter
     return {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+
+
+def _dense(name: str, tensor: Tensor) -> Tensor:
+    """A copy as a file holds it."""
+    try:
+        return tensor.detach().cpu().contiguous().clone()
+    except (RuntimeError, NotImplementedError) as error:  # a sparse one, or one without data
+        what = f"{tensor.layout} on {tensor.device}"
+        raise ValueError(f"a safetensors file cannot hold {name!r}, {what} ({error}); {CONVERT}") from None
 
 
 def _version() -> str:

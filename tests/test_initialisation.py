@@ -225,6 +225,21 @@ def test_what_could_not_come_back_is_not_written(theta, phi, error, message, pat
     assert not path.parent.exists()
 
 
+@pytest.mark.parametrize(
+    ("buffer", "what"),
+    [
+        (torch.zeros(2, dtype=torch.complex128), r"\['0.odd'\], of torch.complex128"),
+        (torch.eye(2).to_sparse(), "'0.odd', torch.sparse_coo on cpu"), (torch.empty(2, device="meta"), "'0.odd', .* on meta"),
+    ],
+)  # fmt: skip
+def test_a_buffer_that_no_file_holds_is_refused_by_name(buffer, what, path):
+    model = nn.Sequential(nn.Linear(2, 1))
+    model[0].register_buffer("odd", buffer)
+    with pytest.raises(ValueError, match=rf"cannot hold {what}.*; convert it, or register"):
+        save_initialisation(path, Problem(model, mse_loss), torch.zeros(3))
+    assert not path.parent.exists()
+
+
 def test_an_entry_of_the_models_own_under_the_name_of_phi_is_refused(path):
     model = nn.Module()
     model.amaml_core = nn.Module()
