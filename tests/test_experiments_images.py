@@ -650,9 +650,23 @@ def test_what_is_concluded_of_horizons_follows_from_their_rows(reduced):
     assert list(shown.index) == list(size.rows) and shown["less that at T = 0.5"][horizons.SHORT] == "-12.0 ± 0.0"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, []]", b"[1, [], NaN]", b"3", b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1, []]", b"[1, [], NaN]", b"3", b"\xff", b'"abc"', b'{"a": 1, "b": 2, "c": 3}', b'["a", 1, null]',
+     b"[1.0, [], 9]", b"[1.0, [], 0]", b"[-1.0, [], 3]", b"[1.0, [3], 3]", b"[1.0, [[1, 0.5, 2.0]], 3]", b'[1.0, [], 3, "digest"]'],
+)  # fmt: skip
 def test_what_a_watch_has_seen_is_refused_when_it_is_damaged(tmp_path, content):
     path = tmp_path / "cell.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"cell\.json is damaged: .*; delete it and the checkpoint beside it"):
         Watch(SIZES["smoke"], 3, None, path)
+
+
+def test_a_learning_curve_that_cannot_be_written_ends_no_training(tmp_path):
+    (tmp_path / "file").touch()
+    watch = Watch(SIZES["smoke"], 3, None, tmp_path / "file" / "cell.json")
+    with pytest.warns(RuntimeWarning, match=r"could not be written: .*cell\.json.*; training goes on and tries again"):
+        watch.save()
+    (tmp_path / "file").unlink()
+    watch.save()
+    assert Watch(SIZES["smoke"], 3, None, tmp_path / "file" / "cell.json").updates == 3

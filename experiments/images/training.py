@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from amaml_core.loop import MetaStep
 from amaml_core.meta import Method
 from amaml_core.records import write_beside
 from amaml_core.samplers import ImageSampler, split_classes
-from amaml_core.strict import parse
+from amaml_core.strict import digest, parse
 from amaml_core.tasks import Tasks
 from amaml_core.training import FitResult
 
@@ -143,8 +145,8 @@ class Watch:
         self._saved = time.monotonic()
         if path is not None and path.exists():
             try:
-                self.seconds, self.points, self.updates = parse(path.read_bytes())
-            except (TypeError, ValueError) as error:
+                self.seconds, self.points, self.updates = _seen(parse(path.read_bytes()), updates)
+            except ValueError as error:
                 raise ValueError(f"{path} is damaged: {error}; delete it and the checkpoint beside it") from None
 
     def __call__(self, step: MetaStep) -> None:
@@ -168,10 +170,43 @@ class Watch:
             raise StopTraining
 
     def save(self) -> None:
-        """Write what was seen. Points are written as they come: one that ``fit`` has passed is not measured again."""
+        """Write what was seen. Points are written as they come: one that ``fit`` has passed is not measured again.
+
+        A failure is a warning: there is a next time.
+        """
         if self._path is not None:
-            write_beside(self._path, json.dumps([self.seconds, self.points, self.updates]).encode())
+            seen = [self.seconds, self.points, self.updates]
             self._saved = time.monotonic()
+            try:
+                write_beside(self._path, json.dumps([*seen, digest(seen)]).encode())
+            except OSError as error:
+                remedy = "training goes on and tries again; make room, or see to the folder"
+                warnings.warn(f"the learning curve could not be written: {error}; {remedy}", RuntimeWarning, stacklevel=3)
+
+
+def _seen(content: Any, updates: int) -> tuple[float, list, int]:
+    """Seconds, points and the last update of a watch's file, whose digest is missing where it is of before there were any.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
+    if not isinstance(content, list) or len(content) not in (3, 4):
+        raise ValueError("it does not list seconds, points and updates")
+    seen, written = content[:3], content[3:]
+    if written not in ([], [digest(seen)]):
+        raise ValueError("its digest is not that of its content")
+    seconds, points, last = seen
+    whole = type(last) is int and 0 < last <= updates and isinstance(points, list) and all(map(_is_point, points))
+    if not whole or type(seconds) not in (int, float) or seconds < 0:
+        raise ValueError("its seconds, points or updates are none")
+    return seconds, points, last
+
+
+def _is_point(point: Any) -> bool:
+    """Whether it is a meta update, the accuracies then, and the seconds until then."""
+    if not isinstance(point, list) or len(point) != 3 or type(point[0]) is not int or not isinstance(point[1], list):
+        return False
+    return all(type(number) in (int, float) for number in (*point[1], point[2]))
 
 
 def train(
