@@ -229,8 +229,7 @@ def write(record: Record, evaluation: str, folder: Path = RESULTS) -> Path:
                     end.flush()
                     os.fsync(end.fileno())
     except OSError as error:  # that of a full disk names no file
-        error.filename, error.filename2 = str(file), None
-        raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
     return file
 
 
