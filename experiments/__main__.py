@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .common.cells import Cell, durations, missing, only_sweep, run_cells
@@ -34,13 +35,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profile", choices=("smoke", "book", "full"), default="full", help="how much is done")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--only", default="", metavar="WORDS", help="only cells whose name contains all these words")
-    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--seed", type=number_from(0), help="only this seed")
     parser.add_argument(
         "--force", action="store_true", help="run again although a record stands, and say how far the two are apart"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process of its own")
-    parser.add_argument("--threads", type=int, default=1, help="of each cell")
-    parser.add_argument("--scheduler", default="", metavar="ADDRESS", help="of a Dask cluster that runs the cells instead")
+    parser.add_argument("--jobs", type=number_from(1), default=1, help="cells at once, each in a process of its own")
+    parser.add_argument("--threads", type=number_from(1), default=1, help="of each cell")
+    parser.add_argument(
+        "--scheduler", type=address, default="", metavar="ADDRESS", help="of a Dask cluster that runs the cells instead"
+    )
     parser.add_argument("--list", action="store_true", help="print the cells and whether they have a record")
     arguments = parser.parse_args(argv)
     chosen = [c for c in cells(arguments.profile, arguments.seed) if all(w in c.name for w in arguments.only.split())]
@@ -67,6 +70,24 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"{error}; make room, or see to the folder: then the same command goes on")
     if damaged or failed:
         sys.exit(1)
+
+
+def number_from(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers, of nine digits at most, from the least that is allowed."""
+
+    def read_number(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to 999999999, not {text!r}")
+        return int(text)
+
+    return read_number
+
+
+def address(text: str) -> str:
+    """The address of a scheduler; empty for none."""
+    if text and not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://[^\s/]+:[0-9]{1,5}", text):
+        raise argparse.ArgumentTypeError(f"must be of the form tcp://HOST:PORT, not {text!r}")
+    return text
 
 
 def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:

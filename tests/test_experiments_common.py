@@ -341,6 +341,23 @@ def test_the_command_line_lists_cells_and_refuses_words_that_fit_none(tmp_path, 
         runner.main(["--only", "no such cell"])
 
 
+REFUSED = {
+    "jobs": ("0", "-1", "two", "1.5", ""),
+    "threads": ("0", "-2"),
+    "seed": ("-1", "x", "9" * 30),
+    "scheduler": ("foo", "tcp://host"),
+}
+
+
+@pytest.mark.parametrize(("option", "value"), [(option, value) for option, values in REFUSED.items() for value in values])
+def test_the_command_line_refuses_what_it_cannot_use_and_says_what_it_can(option, value, capsys):
+    with pytest.raises(SystemExit) as caught:
+        runner.main([f"--{option}={value}", "--list"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    form = "of the form tcp://HOST:PORT" if option == "scheduler" else f"a whole number from {int(option != 'seed')} to"
+    assert caught.value.code == 2 and f"--{option}: must be {form}" in said and repr(value) in said
+
+
 def test_an_evaluation_with_damaged_records_is_left_out_and_the_others_go_on(fake, tmp_path, monkeypatch, capsys):
     cells = [Cell("fake", "a", {}, 0), Cell("other", "a", {}, 0)]
     monkeypatch.setattr(runner, "cells", lambda profile, seed: cells)
