@@ -52,6 +52,24 @@ def batches(problem: Problem, function: Function, u: Tensor, *points: Any) -> bo
     return found
 
 
+def generators(device: torch.device) -> list[Tensor]:
+    """The states of PyTorch's random number generators that a computation on the device may draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def check_draws(used: dict[str, tuple[Any, torch.dtype, Any]]) -> None:
+    """Try the functions out once more, for points (B, ...): numbers were drawn, by them or by another thread.
+
+    Raises:
+        ValueError: as :func:`check_pure`.
+    """
+    for function, dtype, points in used.values():
+        problem = function.__self__
+        with torch.inference_mode(False), exact(problem.tf32):
+            one = tree_map(lambda t: t.detach()[0].clone(), points)
+            check_pure(problem, function, problem.initial_parameters().clone().to(dtype), *one)
+
+
 class _Watch(TorchDispatchMode):
     """Notes what a pure function does not do: draw random numbers, read what it was not given, write to what it did not make."""
 
@@ -119,7 +137,7 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Any
             "model.eval(), or leave out what keeps running statistics"
         )
     if watch.draws or not _same(first, second):
-        raise _random(f" ({watch.draws[0]})" if watch.draws else "")
+        raise random(f" ({watch.draws[0]})" if watch.draws else "")
     if watch.reads:
         raise ValueError(
             f"the model does not compute with the parameter {watch.reads[0]!r} that it is given: something outside its modules "
@@ -135,7 +153,8 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Any
     return watch.padded
 
 
-def _random(drawn: str = "") -> ValueError:
+def random(drawn: str = "") -> ValueError:
+    """The refusal of what is random."""
     return ValueError(
         f"the model or the loss is random{drawn}: two equal calls differ, and the inner loop could not be replayed "
         "backward. Call model.eval(), set its dropout to 0, or draw the noise once, as part of the data"
@@ -166,7 +185,7 @@ def _check_gradient(problem: Problem, theta: Tensor, x: Any, y: Any, *phi: Tenso
         if (pieces[name] - gradient.flatten()).norm() > _tolerance(theta) * gradient.norm() + noise:
             with torch.enable_grad():
                 if not torch.equal(slope(), found):  # two losses of few digits can be equal by chance
-                    raise _random()
+                    raise random()
             raise ValueError(
                 f"the model does not compute with the parameter {name!r} that it is given: something outside its modules holds on "
                 "to the original (a compiled module). Pass the plain module"

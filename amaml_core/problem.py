@@ -38,7 +38,7 @@ Loss = Callable[..., Tensor]  # (prediction, target), or (prediction, target, ph
 Regularizer = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (u, theta, phi)
 
 
-_unchanging = threading.local()  # states of problems while a call of the package is under way in this thread
+_unchanging = threading.local()  # while a call of the package is under way in this thread: states of problems, functions used
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,19 +341,27 @@ class Problem:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Put back the buffers, and refuse, if a computation has changed them; its settings are read once for all.
+        """Put back the buffers, and refuse, if a computation has changed them, or draws; its settings are read once for all.
 
         Raises:
-            ValueError: it has.
+            ValueError: it has changed them, or draws random numbers though it drew none when it was tried out.
         """
         before = [(name, b, b._version, b.clone()) for name, b in self.model.named_buffers() if not b.is_inference()]
         device = next(self.model.parameters()).device
-        outer = getattr(_unchanging, "states", {})
-        _unchanging.states = outer | {(id(self), device): self._state(device)}
+        drawn = probe.generators(device)
+        used: dict[str, tuple[Any, torch.dtype, Any]] = {}
+        outer = getattr(_unchanging, "states", {}), getattr(_unchanging, "used", None)
+        _unchanging.states, _unchanging.used = outer[0] | {(id(self), device): self._state(device)}, used
         try:
             yield
+            if not all(map(torch.equal, drawn, probe.generators(device))):
+                probe.check_draws(used)
+        except RuntimeError as error:
+            if "random operation" in str(error):  # vmap's words
+                raise probe.random() from error
+            raise
         finally:
-            _unchanging.states = outer
+            _unchanging.states, _unchanging.used = outer
             changed = [entry for entry in before if entry[1]._version != entry[2]]
             for _, buffer, _, copy in changed:
                 buffer.copy_(copy)
@@ -366,6 +374,8 @@ class Problem:
     def _map(self, function: Callable[..., Any], u: Tensor, *points: Any) -> Any:
         """``function`` of one task, over the task axis, at most ``chunk_size`` tasks at once."""
         given = (u, *points)
+        if getattr(_unchanging, "used", None) is not None and torch._C._functorch.peek_interpreter_stack() is None:
+            _unchanging.used[function.__name__] = function, u.dtype, points
         tried = part(given, 0, 1) if self.chunk_size == 1 else given
         size = (self.chunk_size or len(u)) if probe.batches(self, function, *tried) else 1
         with exact(self.tf32):

@@ -1209,6 +1209,31 @@ def test_randomness_that_comes_later_is_refused(chunk_size):
             meta_gradient(METHODS[0], rough, rough.initial_parameters(), tasks.to(dtype=dtype))
 
 
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("use", [meta_gradient, lambda *given: evaluate(*given, metrics.rmse)])
+def test_a_loss_that_becomes_random_is_refused(chunk_size, use):
+    problem, theta, tasks = regression()
+    on = [False]
+    loss = lambda p, y: mse_loss(nn.functional.dropout(p, 0.3) if on[0] else p, y)  # noqa: E731
+    problem = Problem(problem.model, loss, chunk_size=chunk_size)
+    use(METHODS[0], problem, theta, tasks)
+    on[0] = True
+    with pytest.raises(ValueError, match="is random"):
+        use(METHODS[0], problem, theta, tasks)
+
+
+def test_numbers_that_another_thread_draws_are_not_held_against_a_model():
+    problem, theta, tasks = regression()
+    problem = Problem(problem.model, lambda p, y: draw_elsewhere() or mse_loss(p, y))
+    assert meta_gradient(METHODS[0], problem, theta, tasks).gradient.isfinite().all()
+
+
+def draw_elsewhere():
+    thread = threading.Thread(target=torch.rand, args=(1,))
+    thread.start()
+    thread.join()
+
+
 WRITES = {
     "ReLU in place": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 1)), mse_loss),
     "shifted data": (lambda: nn.Sequential(Apply(lambda x: x.sub_(x.mean(0))), nn.Linear(2, 1)), mse_loss),
