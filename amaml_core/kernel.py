@@ -108,6 +108,11 @@ class Kernel:
         given = (phi,) if phi.shape[1] else ()
         with torch.enable_grad():
             losses = self.problem.query_losses(u, x, y, *given)
+            if not losses.requires_grad:
+                raise ValueError(
+                    "the query loss depends on no parameter (is it an accuracy?): there is no meta-gradient. Give a loss that can "
+                    "be differentiated as query_loss, and measure the rest by evaluate"
+                )
             wanted = (u, phi) if given and self.problem.query_phi else (u,)
             found = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, materialize_grads=True)
         return [losses.detach(), *found]

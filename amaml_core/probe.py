@@ -117,7 +117,7 @@ def check_pure(problem: Problem, function: Function, theta: Tensor, *points: Any
     """
     parameters = dict(problem.model.named_parameters())
     buffers = {name: b for name, b in problem.model.named_buffers() if b is not None}
-    places = {_place(p): name for name, p in parameters.items()}
+    places = {_place(p): name for name, p in parameters.items() if _place(p)}  # one without entries has none
     kept = [v for module in problem.model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
     # Nothing of the user's is written to.
     copies = {id(t): t.clone() for t in (*buffers.values(), *kept) if _place(t) not in places}
@@ -186,6 +186,11 @@ def _check_gradient(problem: Problem, theta: Tensor, x: Any, y: Any, *phi: Tenso
             with torch.enable_grad():
                 if not torch.equal(slope(), found):  # two losses of few digits can be equal by chance
                     raise random()
+            if own[name]._backward_hooks:
+                raise ValueError(
+                    f"the parameter {name!r} has a tensor hook (register_hook) that changes its gradient, and that parameters "
+                    "that are adapted do not have: remove it. requires_grad=False freezes it, InnerLoop(mask=...) a part of it"
+                )
             raise ValueError(
                 f"the model does not compute with the parameter {name!r} that it is given: something outside its modules holds on "
                 "to the original (a compiled module). Pass the plain module"
@@ -222,7 +227,7 @@ def _values(function: Function, w: Tensor, points: tuple[Any, ...], batched: boo
     with torch.enable_grad():
         result = vmap(function)(w, *points) if batched else function(w[0], *tree_map(lambda t: t[0], points))
         found = [leaf if batched else leaf[None] for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if function.__name__ != "predict_one":
+        if function.__name__ != "predict_one" and found[0].requires_grad:
             (gradient,) = torch.autograd.grad(found[0].sum(), w, create_graph=True)
             found.append(gradient)
             if gradient.requires_grad:

@@ -13,6 +13,7 @@ The model itself is never called, but a twin of it that holds the parameters ``u
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import probe
 from .checks import check_loss, check_model, takes_phi
@@ -32,7 +33,7 @@ from .numerics import exact
 from .recent import Recent
 from .settings import count
 from .tasks import Tasks
-from .twins import call, parameters_of, part, settings_of, twin
+from .twins import SHARED, call, parameters_of, part, settings_of, twin
 
 Loss = Callable[..., Tensor]  # (prediction, target), or (prediction, target, phi)
 Regularizer = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (u, theta, phi)
@@ -65,7 +66,7 @@ class Problem:
             learned weight decay, a prior, any part of the inner field that depends on theta.
 
     Raises:
-        TypeError: ``model`` is no module, or ``loss`` cannot be called.
+        TypeError: ``model`` is no module, or ``loss`` cannot be called or is a class.
         ValueError: the model has no parameters, parameters that are not floating-point or that differ in dtype or device,
             running batch statistics in training mode, or active dropout; or ``chunk_size`` < 1. At the first use of a shape: the
             model or the loss is random, or changes buffers, or computes with other parameters than those it is given.
@@ -90,6 +91,9 @@ class Problem:
             raise TypeError(f"model must be a torch.nn.Module, not {type(self.model).__name__}")
         if not callable(self.loss):
             raise TypeError(f"loss must be a function of (prediction, target), not {type(self.loss).__name__}")
+        for name in ("loss", "query_loss", "regularizer"):
+            if isinstance(given := getattr(self, name), type):
+                raise TypeError(f"{name} is the class {given.__name__}; give an instance of it, {given.__name__}(), or a function")
         for name in ("query_loss", "regularizer"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name} must be a function or None, not {type(getattr(self, name)).__name__}")
@@ -201,7 +205,10 @@ class Problem:
         if theta.shape != (self.size,):
             raise ValueError(f"theta has shape {tuple(theta.shape)}, but the model has P={self.size} parameters: it must be (P,)")
         with torch.inference_mode(False), torch.no_grad():
-            module = copy.deepcopy(self.model)
+            attributes = tree_leaves([[v for k, v in vars(m).items() if k not in SHARED] for m in self.model.modules()])
+            # deepcopy refuses what a forward pass has computed
+            computed = {id(t): t.detach().clone() for t in attributes if isinstance(t, Tensor) and not t.is_leaf}
+            module = copy.deepcopy(self.model, computed)
             parameters = list(module.parameters())
             for p, piece in zip(parameters, theta.detach().split([p.numel() for p in parameters]), strict=True):
                 p.copy_(piece.view(p.shape))
@@ -344,7 +351,8 @@ class Problem:
         """Put back the buffers, and refuse, if a computation has changed them, or draws; its settings are read once for all.
 
         Raises:
-            ValueError: it has changed them, or draws random numbers though it drew none when it was tried out.
+            ValueError: it has changed them, or draws random numbers though it drew none when it was tried out, or an operation has
+                no second derivative where one is needed.
         """
         before = [(name, b, b._version, b.clone()) for name, b in self.model.named_buffers() if not b.is_inference()]
         device = next(self.model.parameters()).device
@@ -359,6 +367,11 @@ class Problem:
         except RuntimeError as error:
             if "random operation" in str(error):  # vmap's words
                 raise probe.random() from error
+            if re.search("derivative for .* not implemented|differentiate twice", str(error)):
+                raise ValueError(
+                    f"an operation of the model or the loss has no derivative of the order that this method needs ({error}). "
+                    "FOMAML and Reptile need none but the first; or use another operation"
+                ) from error
             raise
         finally:
             _unchanging.states, _unchanging.used = outer
@@ -374,7 +387,8 @@ class Problem:
     def _map(self, function: Callable[..., Any], u: Tensor, *points: Any) -> Any:
         """``function`` of one task, over the task axis, at most ``chunk_size`` tasks at once."""
         given = (u, *points)
-        if getattr(_unchanging, "used", None) is not None and torch._C._functorch.peek_interpreter_stack() is None:
+        real = type(u) is Tensor and torch._C._functorch.peek_interpreter_stack() is None  # not while a step is traced
+        if real and getattr(_unchanging, "used", None) is not None:
             _unchanging.used[function.__name__] = function, u.dtype, points
         tried = part(given, 0, 1) if self.chunk_size == 1 else given
         size = (self.chunk_size or len(u)) if probe.batches(self, function, *tried) else 1

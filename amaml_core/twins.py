@@ -35,6 +35,7 @@ def twin(model: nn.Module, held: dict[int, Any] | None = None) -> nn.Module:
     for module in modules:
         own = vars(blank[id(module)])
         own.update(vars(module))
+        own.pop("_compiled_call_impl", None)  # of module.compile(), which holds on to the original
         for name, value in own.items():
             if type(value) not in PLAIN and not (name in SHARED and not value):
                 own[name] = _replace(value, held)
@@ -57,7 +58,7 @@ def _copied(value: Any, base: Any, held: dict[int, Any]) -> Any:
     """A container of the same kind, filled by the methods of its base: those of its own may convert, count or refuse."""
     held[id(value)] = new = base.__new__(type(value))  # before its entries, one of which it may be
     if isinstance(value, dict):
-        if base is defaultdict:
+        if isinstance(value, defaultdict):
             base.__init__(new, value.default_factory)
         for key, entry in base.items(value):
             base.__setitem__(new, key, _replace(entry, held))

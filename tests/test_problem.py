@@ -143,3 +143,96 @@ def test_inputs_that_do_not_fit_are_refused_before_any_work():
 def test_settings_that_cannot_work_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# ------------------------------------------------------------------------------------------------- whatever a model is made of
+
+
+class Keeping(nn.Linear):
+    """Keeps what it has computed."""
+
+    def forward(self, x):
+        self.features = super().forward(x)
+        return self.features
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.utils.weight_norm], ids=["keeps a result", "weight norm"])
+def test_a_model_that_keeps_what_it_computed_can_be_copied(wrap):
+    model = wrap(Keeping(2, 1))
+    model(torch.ones(1, 2))
+    problem = Problem(model, mse_loss)
+    theta = problem.initial_parameters() + 1
+    copied, x = problem.module(theta), torch.ones(3, 2)
+    assert torch.allclose(copied(x), problem.predict(theta[None], x[None])[0])
+    assert not torch.allclose(copied(x), model(x))
+
+
+def plain():
+    return nn.Sequential(nn.Linear(2, 1))
+
+
+def hooked():
+    model = plain()
+    model[0].weight.register_hook(lambda gradient: 0 * gradient)
+    return model
+
+
+def with_nothing():
+    model = plain()
+    model.extra = nn.Parameter(torch.empty(0))
+    return model
+
+
+def compiled_in_place():
+    model = plain()
+    model.compile()
+    return model
+
+
+@pytest.mark.parametrize("build", [with_nothing, compiled_in_place])
+def test_what_changes_nothing_is_no_obstacle(build):
+    torch.manual_seed(0)
+    model = build()
+    problem, data = Problem(model, mse_loss), tasks()
+    bare = Problem(plain(), mse_loss)
+    theta = problem.initial_parameters()
+    assert torch.equal(*(meta_gradient(MAML(), p, theta, data).gradient for p in (problem, bare)))
+
+
+def test_a_hook_of_a_parameter_is_named():
+    problem = Problem(hooked(), mse_loss)
+    data = tasks()
+    with pytest.raises(ValueError, match=r"'0.weight' has a tensor hook"):
+        ones = Tasks(*(t + 1 for t in data.tensors))
+        meta_gradient(MAML(), problem, problem.initial_parameters(), ones)
+
+
+@pytest.mark.parametrize("given", [{"loss": nn.MSELoss}, {"loss": mse_loss, "query_loss": nn.L1Loss}])
+def test_a_class_is_no_loss(given):
+    with pytest.raises(TypeError, match="give an instance of it"):
+        Problem(plain(), **given)
+
+
+HARD = {
+    "layer": lambda: Problem(nn.Sequential(nn.Linear(2, 3), nn.Hardsigmoid(), nn.Linear(3, 1)), mse_loss),
+    "loss": lambda: Problem(plain(), lambda p, y: torch.cdist(p, y).mean()),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("method", [AMAML(0.1, Euler(2)), MAML(0.1, 2), IMAML(GradientDescent(0.1, 2), 2.0)])
+def test_methods_name_the_operation_without_a_second_derivative(name, method):
+    problem, data = HARD[name](), Tasks(*(t + i for i, t in enumerate(tasks().tensors)))
+    theta = problem.initial_parameters()
+    with pytest.raises(ValueError, match=r"no derivative of the order.*(hardsigmoid|cdist).*FOMAML and Reptile"):
+        meta_gradient(method, problem, theta, data)
+    for simple in (FOMAML(0.1, 2), Reptile(0.1, 2)):
+        assert meta_gradient(simple, problem, theta, data).gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("method", [AMAML(0.1, Euler(2)), MAML(0.1, 2)])
+def test_a_query_loss_without_a_gradient_is_refused(method):
+    problem = Problem(plain(), mse_loss, query_loss=lambda p, y: (p.round() == y).float().mean())
+    with pytest.raises(ValueError, match="query loss depends on no parameter"):
+        meta_gradient(method, problem, problem.initial_parameters(), tasks())
