@@ -54,6 +54,10 @@ def check_model(model: nn.Module) -> None:
     for name, p in parameters.items():
         if not p.is_floating_point():
             raise ValueError(f"parameter {name!r} is {p.dtype}; only floating-point parameters can follow a gradient flow")
+        if p.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made in inference mode, which rules out derivatives; build the model outside of it"
+            )
     for what in ("dtype", "device"):
         seen = {str(getattr(p, what)) for p in parameters.values()}
         if len(seen) > 1:

@@ -168,7 +168,7 @@ def fit(
     >>> found.best_step in (5, 10, 15, 20)
     True
     """
-    with joined(distributed) as ranks:
+    with torch.inference_mode(False), joined(distributed) as ranks:  # in that mode nothing could be differentiated
         meta_steps, seed = whole(meta_steps, "meta_steps", 1), whole(seed, "seed", 0)
         check_functions(callbacks, sampler=sampler, optimizer=optimizer, scheduler=scheduler)
         watched = Validation(validation, validate_every, metric, lower_is_better, patience)

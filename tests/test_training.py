@@ -538,6 +538,19 @@ def test_what_the_loss_masks_may_be_missing_in_a_validation(metric):
         train(2, loss=masked, validation=spoilt(query_y=missing), metric=metrics.rmse)
 
 
+@pytest.mark.parametrize("start", [None, torch.zeros(25, dtype=F64)], ids=["model", "theta"])
+def test_training_is_the_same_in_inference_mode(start, tmp_path):
+    options = {"checkpoint": tmp_path / "run", "callbacks": [lambda step: step.theta + 1], "progress": False}
+    expected, p = train(4, validation=HELD_OUT, theta=start), problem()
+    with torch.inference_mode():
+        start = None if start is None else start.clone()
+        for meta_steps in (2, 4):
+            result = fit(METHOD, p, lines, meta_steps, sgd(), theta=start, validation=HELD_OUT.map(torch.clone), **options)
+        with pytest.raises(ValueError, match="'0.weight' was made in inference mode.*build the model outside of it"):
+            problem()
+    assert same(result, expected) and not result.theta.is_inference()
+
+
 class Uphill(torch.optim.SGD):
     """Makes it worse and worse."""
 
