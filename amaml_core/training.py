@@ -121,8 +121,10 @@ def fit(
             others different rates. It is tried out on a copy first, and must move all of the list and nothing else.
         checkpoint: a safetensors file that is written every half minute, at an interrupt (Ctrl-C or SIGTERM) and at the end. If it
             exists, training goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss,
-            optimiser, sampler, validation or seed is refused, with what differs, and so is one that another run is using. Where it
-            cannot be written, as on a full disk, training warns, goes on and tries again. A run that has ended only reads it.
+            optimiser, sampler, validation or seed, or of another version of this package or of PyTorch, is refused, with what
+            differs, and so is one that another run is using. The sampler is tried out first: two draws from generators in the
+            same state must be equal. Where the file cannot be written, as on a full disk, training warns, goes on and tries again.
+            A run that has ended only reads it.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -153,9 +155,9 @@ def fit(
             state that a checkpoint cannot hold.
         OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`amaml_core.NotSaved`,
             with what was trained, if it could not be written at the end.
-        ValueError: ``meta_steps`` < 1, ``seed`` < 0, the checkpoint belongs to another run, the sampler has a state that it could
-            not hold, the method cannot learn what it should, arguments that cannot work or do not go together, or ranks that were
-            given different runs.
+        ValueError: ``meta_steps`` < 1, ``seed`` < 0, the checkpoint belongs to another run, sampler, optimiser, scheduler or metric
+            have a state that it could not hold, the optimiser moves other tensors than those it is given, the method cannot learn
+            what it should, arguments that cannot work or do not go together, or ranks that were given different runs.
         RuntimeError: another rank has failed, has ended without a word, or does not answer.
 
     >>> from amaml_core import FOMAML, Tasks
