@@ -48,11 +48,6 @@ def test_tasks_refuse_what_does_not_fit(change, error, message):
         Tasks(**(vars(tasks()) | change))
 
 
-def test_an_integer_index_is_refused():
-    with pytest.raises(TypeError, match=r"tasks\[1:2\]"):
-        tasks()[1]
-
-
 def test_flat_parameters_are_the_models_in_order():
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     problem = Problem(model, mse_loss)
