@@ -53,6 +53,7 @@ WRONG = {  # the case, the error on the guilty rank, and that on the others
 def start(folder, size, cases, *command):
     """The processes of ``size`` ranks that run the cases, one after the other."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size)}
+    environment["TMPDIR"] = str(folder)  # torchrun leaves its logs there
     given = [*command, str(HERE / "one_rank.py"), str(folder), json.dumps(cases)]
     alone = [environment | {"RANK": str(rank)} for rank in range(1 if command else size)]
     return [subprocess.Popen([sys.executable, *given], env=own, stderr=subprocess.PIPE, text=True) for own in alone]

@@ -1,5 +1,6 @@
 """Each example runs, without a warning, is short, is listed, and shows what it says it shows."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -93,13 +94,20 @@ def test_several_processes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
-def test_several_processes_print_what_one_does():
+def test_several_processes_print_what_one_does(tmp_path):
     program, torchrun = (
         str(EXAMPLES / "several_processes.py"),
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
     )
     said = [
-        subprocess.run([sys.executable, *more, program], cwd=EXAMPLES.parent, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, *more, program],
+            cwd=EXAMPLES.parent,
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for more in ([], torchrun)
     ]
     assert said[0].replace("in 1 processes", "in 2 processes") == said[1] != said[0]

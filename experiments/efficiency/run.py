@@ -102,7 +102,9 @@ def timed(loads: tuple[Load, ...], ranks: int, turns: int, device: str, seed: in
         # A program of its own: a cell may run in a worker of joblib or Dask, which can have no children by multiprocessing.
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         job = {"loads": [asdict(load) for load in loads], "turns": turns, "device": device, "seed": seed}
-        subprocess.run([*command, "-m", "experiments.efficiency.ranks", folder, json.dumps(job)], check=True, cwd=ROOT)
+        program = ["-m", "experiments.efficiency.ranks", folder, json.dumps(job)]
+        # torchrun leaves a folder of logs wherever temporary ones are made.
+        subprocess.run([*command, *program], check=True, cwd=ROOT, env=os.environ | {"TMPDIR": folder})
         return pd.read_csv(Path(folder) / "seconds.csv")
 
 
