@@ -28,7 +28,7 @@ from experiments.common.claims import decide
 from experiments.common.pools import Failure, pool
 from experiments.common.published import published
 from experiments.common.records import new_record
-from experiments.common.statistics import over_seeds, paired_quotient, pooled, quotient, seed_interval
+from experiments.common.statistics import over_seeds, paired_quotient, quotient, seed_interval
 from experiments.common.tables import as_html, captioned, text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -440,20 +440,6 @@ def test_an_interval_over_seeds_is_students():
     found = over_seeds(rows, "error").set_index("method")
     assert found.loc["a", "half"] == pytest.approx(half) and np.isnan(found.loc["b", "half"])
     assert found.loc["a", ["low", "high", "seeds"]].tolist() == [1, 4, 3]
-
-
-def test_an_interval_is_over_seeds_where_their_means_differ_by_an_f_test():
-    draws, found = np.random.default_rng(0), []
-    for spread in np.linspace(0, 1, 40):
-        values = pd.Series(
-            draws.normal(size=90) + np.repeat(spread * draws.normal(size=3), 30), pd.Index(np.repeat(range(3), 30), name="seed")
-        )
-        test = stats.f_oneway(*[group for _, group in values.groupby(level="seed")])
-        found.append(pooled(values)[1])
-        assert found[-1] == ("seeds" if test.pvalue < 0.05 else "tasks")
-    assert set(found) == {"seeds", "tasks"}
-    flat = pd.Series([1.0] * 4, pd.Index([0, 0, 1, 1], name="seed"))
-    assert pooled(flat)[1] == "tasks" and pooled(flat + [0, 0, 1, 1])[1] == "seeds"
 
 
 def test_pairs_resolve_what_separate_intervals_do_not():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import stats
 
 from amaml_core.metrics import Interval, interval
 
@@ -50,18 +50,8 @@ def pooled(values: pd.Series, seed: str = "seed", over: str | None = None) -> tu
     values = values.dropna()
     groups = [group.to_numpy() for _, group in values.groupby(level=seed)]
     if over is None:
-        over = "seeds" if len(groups) > 1 and _means_differ(groups) else "tasks"
+        over = "seeds" if len(groups) > 1 and stats.f_oneway(*groups).pvalue < 0.05 else "tasks"
     return (seed_interval(group.mean() for group in groups) if over == "seeds" else interval(values)), over
-
-
-def _means_differ(groups: list[np.ndarray]) -> bool:
-    """By an F test at 5 %: ``scipy.stats.f_oneway`` without its checks, which take most of its time."""
-    count, less = sum(map(len, groups)), len(groups) - 1
-    grand = sum(group.sum() for group in groups) / count
-    between = sum(len(group) * (group.mean() - grand) ** 2 for group in groups) / less
-    with np.errstate(divide="ignore", invalid="ignore"):  # no test, where nothing varies within groups
-        within = sum(len(group) * group.var() for group in groups) / np.float64(count - len(groups))
-        return bool(special.fdtrc(less, count - len(groups), between / within) < 0.05)
 
 
 def quotient(above: Interval, below: Interval) -> Interval:

@@ -73,7 +73,7 @@ def means(table: pd.DataFrame, score: Score, over: pd.Series | None = None) -> p
     ``seeds``."""
     rows = {}
     for key, group in table.assign(score=score.of(table)).groupby(KEYS, sort=False):
-        values = pd.Series(group["score"].to_numpy(), pd.Index(group["seed"], name="seed")).dropna()
+        values = group.set_index("seed")["score"].dropna()
         found, by = pooled(values, over=None if over is None else over[key].replace("users", "tasks"))
         counts = {"users": len(values), "seeds": group["seed"].nunique()}
         rows[key] = {"mean": found.mean, "half": found.half_width, "over": by.replace("tasks", "users")} | counts
