@@ -11,8 +11,9 @@ OMP_NUM_THREADS ?= 1
 # What a person sets is text. `$(value ...)` takes it as it is, where make would run what stands in $(shell ...); and a recipe never
 # holds it, but has it from its environment, "$$NB", where the shell would run what stands behind a `;`.
 # All others are this file's own: `override` keeps what a command line or an environment says of them out.
-# Which of these two were given: a target that works without them has no default for them.
-override GIVEN := $(foreach name,PROFILE SEED,$(if $(filter-out file,$(origin $(name))),$(name)))
+# Which of these two stand on the command line: a target that works without them has no default for them, and what is in the
+# environment may be there for another make, such as the one that called.
+override GIVEN := $(foreach name,PROFILE SEED,$(if $(findstring command,$(origin $(name))),$(name)))
 override SETTINGS := PROFILE JOBS SEED PYTHON VENV OMP_NUM_THREADS NB CELL FORCE LIST SCHEDULER BENCH LAB PAGES TAG AMAML_DATA AMAML_MIRROR PIP_EXTRA_INDEX_URL
 $(foreach name,$(SETTINGS),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 override quoted = '$(subst ','\'',$1)'

@@ -149,7 +149,7 @@ def test_settings_arrive(make):
     assert make("full", "LIST=1")[2].endswith("<-m><experiments><--jobs><2><--list>")
     for given in (["SEED=1"], ["SEED=1", "PROFILE=full"]):
         assert make("full", *given)[2].endswith("<-m><experiments><--jobs><2><--seed=1>")
-    assert make("full", SEED="1", CELL="jester")[2].endswith("<--jobs><2><--seed=1><--only=jester>")
+    assert make("full", "SEED=1", CELL="jester")[2].endswith("<--jobs><2><--seed=1><--only=jester>")
 
 
 def test_what_is_no_setting_is_neither_taken_nor_run(make, tmp_path):
