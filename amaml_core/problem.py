@@ -387,15 +387,20 @@ class Problem:
     def _map(self, function: Callable[..., Any], u: Tensor, *points: Any) -> Any:
         """``function`` of one task, over the task axis, at most ``chunk_size`` tasks at once."""
         given = (u, *points)
-        real = type(u) is Tensor and torch._C._functorch.peek_interpreter_stack() is None  # not while a step is traced
-        if real and getattr(_unchanging, "used", None) is not None:
-            _unchanging.used[function.__name__] = function, u.dtype, points
+        _note(function, *given)
         tried = part(given, 0, 1) if self.chunk_size == 1 else given
         size = (self.chunk_size or len(u)) if probe.batches(self, function, *tried) else 1
         with exact(self.tf32):
             if size >= len(u):
                 return _chunk(function, given)
             return tree_map(_joined, *(_chunk(function, part(given, i, i + size)) for i in range(0, len(u), size)))
+
+
+def _note(function: Callable[..., Any], u: Tensor, *points: Any) -> None:
+    """Keep what a call of the package computes with last: if numbers were drawn meanwhile, it is asked whether this draws them."""
+    used = getattr(_unchanging, "used", None)
+    if used is not None and type(u) is Tensor and torch._C._functorch.peek_interpreter_stack() is None:  # not of a trace
+        used[function.__name__] = function, u.dtype, points
 
 
 def slopes(losses: Callable[[Tensor], Tensor], u: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
