@@ -26,7 +26,7 @@ from .identity import describe, standing_still, stateful
 from .outer import OuterLoop
 from .problem import Problem
 from .ranks import Ranks
-from .records import alone
+from .records import alone, tidy
 from .tasks import Ragged, batches_of
 from .validation import Best
 
@@ -185,6 +185,8 @@ class Run:
             if self.path is not None and not self.over(meta_steps):
                 stack.enter_context(alone(self.path, wait=False))
                 stack.enter_context(ended_by_sigterm())
+            elif self.path is not None:
+                tidy(self.path)
             if not self.over(meta_steps):
                 self.load(meta_steps, ranks)  # another run may have ended in between
                 self._write()  # what cannot be written is better known now

@@ -111,6 +111,13 @@ def alone(path: Path, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
+def tidy(path: Path) -> None:
+    """Remove the lock file that a killed process has left beside a file, unless somebody holds it; for those who need no lock."""
+    if path.with_name(f".{path.name}.lock").exists():
+        with suppress(OSError), alone(path, wait=False):
+            pass
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of what results depend on; torch's with its build, which its metadata may leave out."""
     packages = {name: metadata.version(name) for name in PACKAGES}

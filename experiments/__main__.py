@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .common.cells import Cell, durations, missing, only_sweep, run_cells
+from .common.cells import Cell, durations, missing, only_sweep, run_cells, tidy_up
 from .common.pools import ClusterError
 from .common.records import RESULTS, read
 
@@ -96,6 +96,7 @@ def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:
     without = missing(chosen, folder)
     print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
     if not (todo := chosen if arguments.force else without):
+        tidy_up(chosen, folder)
         return 0
     with only_sweep(todo, folder):
         if not arguments.force:

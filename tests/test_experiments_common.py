@@ -238,6 +238,9 @@ def test_a_second_sweep_waits_for_the_first_and_runs_what_that_has_left(fake, tm
             assert fake == [0]
         second.result()
     assert fake == [0, 1] and missing(cells, tmp_path) == []
+    for left in (".fake.sweep.lock", ".fake.jsonl.lock"):  # by a kill after the last record
+        (tmp_path / left).touch()
+    runner.main(["--out", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scratch", "fake.jsonl"]
 
 

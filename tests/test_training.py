@@ -164,6 +164,17 @@ def test_a_checkpoint_is_one_runs_alone(tmp_path):
     assert torch.equal(result.theta, fit(METHODS[0], problem(), lines, 5, progress=False).theta) and not second and held(path)
 
 
+def test_a_run_that_is_over_takes_away_the_lock_that_a_killed_one_left(tmp_path):
+    path, lock = tmp_path / "theta.safetensors", tmp_path / ".theta.safetensors.lock"
+    train(3, checkpoint=path)
+    lock.touch()  # killed between the last checkpoint and the end
+    train(3, checkpoint=path)
+    assert list(tmp_path.iterdir()) == [path]
+    with records.alone(path):
+        train(3, checkpoint=path)
+        assert lock.exists()  # somebody has this one
+
+
 def test_the_lock_of_a_killed_run_holds_up_nobody(tmp_path):
     path, lock = tmp_path / "theta.safetensors", tmp_path / ".theta.safetensors.lock"
     hold = (

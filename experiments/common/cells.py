@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from amaml_core import DivergenceError
-from amaml_core.records import alone, machine
+from amaml_core.records import alone, machine, tidy
 
 from . import records
 from .pools import Failure, pool
@@ -129,6 +129,13 @@ def only_sweep(cells: Iterable[Cell], folder: Path) -> Iterator[None]:
                 print(f"another sweep is at work on {records.path(evaluation, folder)}; this one waits for it", file=sys.stderr)
                 held.enter_context(alone(mark))
         yield
+
+
+def tidy_up(cells: Iterable[Cell], folder: Path) -> None:
+    """Remove the lock files that killed sweeps have left beside the records of some cells."""
+    for evaluation in {cell.evaluation for cell in cells}:
+        tidy(folder / f"{evaluation}.sweep")
+        tidy(records.path(evaluation, folder))
 
 
 def run_cells(todo: list[Cell], folder: Path = RESULTS, jobs: int = 1, threads: int = 1, scheduler: str = "") -> list[str]:
