@@ -141,9 +141,10 @@ def commit() -> str:
         return "unknown"
     here = Path(__file__).parent
     try:
+        # Without optional locks, of which a kill would leave one that holds up git.
         name, changed = (
             subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--", "."])
+            for command in (["git", "rev-parse", "HEAD"], ["git", "--no-optional-locks", "status", "--porcelain", "--", "."])
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -106,3 +106,18 @@ def test_an_installed_package_loads_stand_ins(installed, capsys):
 def test_the_data_scripts_do_not_wait_for_torch():
     code = "import sys, data_scripts.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_asking_for_the_commit_writes_nothing_that_a_kill_could_leave_half_done(tmp_path, monkeypatch):
+    file = tmp_path / "amaml_core" / "records.py"
+    file.parent.mkdir()
+    file.write_text("")
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "c"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    monkeypatch.setattr(records, "__file__", str(file))
+    os.utime(file, (1, 1))  # so that git would write the index anew, under a lock
+    assert len(records.commit()) == 40 and index.read_bytes() == before
+    subprocess.run(["git", "status"], cwd=tmp_path, check=True, capture_output=True)
+    assert index.read_bytes() != before  # as it does here

@@ -375,7 +375,9 @@ def _here_and_now(name: str, profile: str) -> dict:
     from amaml_core.records import machine, versions
 
     def git(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "--no-optional-locks", *command], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", "amaml_core", "experiments", f"book/src/{name}.md")

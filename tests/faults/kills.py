@@ -148,13 +148,21 @@ def start(work: Callable[[Path], object], folder: Path, answer: Path) -> int:
     os._exit(0)
 
 
+def kill(pid: int) -> None:
+    """Kill a process that was started here with all its children; one that has no group of its own yet has none."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def ended(pid: int) -> bool:
     """Wait for a process to end; whether it has done so by itself."""
     limit = time.monotonic() + PATIENCE
     while not os.waitpid(pid, os.WNOHANG)[0]:
         if time.monotonic() > limit:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            kill(pid)
             return False
         time.sleep(0.01)
     return True
@@ -180,8 +188,7 @@ def trials(work: Callable[[Path], object], count: int, draw: random.Random) -> I
             folder = Path(name)
             pid = start(work, folder, Path(other, "answer"))
             time.sleep(draw.uniform(0, took))
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            kill(pid)
             end = finish(work, folder)
             if end.files - whole.files and not end.error:  # a kernel lives on for a moment, and may write behind that run's back
                 end = finish(work, folder)
