@@ -109,7 +109,8 @@ class Tasks:
         >>> len(tasks[:3]), len(tasks[[0, 5]])
         (3, 2)
         """
-        if not isinstance(index, slice | list) and getattr(index, "ndim", 0) != 1:
+        axes = torch.as_tensor(index).ndim if isinstance(index, list) else getattr(index, "ndim", 0)
+        if not isinstance(index, slice) and axes != 1:
             raise TypeError(f"tasks[{index!r:.50}] would not keep the task axis; write tasks[i : i + 1], or tasks[[i, j]]")
         return self.map(lambda tensor: tensor[index])
 

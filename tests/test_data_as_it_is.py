@@ -408,7 +408,9 @@ def test_a_module_of_tied_parameters_stays_tied():
     assert module[0].weight is module[2].weight and torch.equal(torch.cat([p.flatten() for p in module.parameters()]), theta)
 
 
-@pytest.mark.parametrize("index", [3, np.int64(3), torch.tensor(3), True, None, (slice(2), 1), np.zeros((2, 2), int)], ids=repr)
+@pytest.mark.parametrize(
+    "index", [3, np.int64(3), torch.tensor(3), True, None, (slice(2), 1), np.zeros((2, 2), int), [[0, 1]]], ids=repr
+)
 def test_an_index_that_would_not_keep_the_task_axis_is_refused(index):
     tasks = tasks_of(8, 5, 5)
     with pytest.raises(TypeError, match="would not keep the task axis"):
