@@ -178,6 +178,7 @@ def test_fresh_functions_never_repeat():
     [
         (lambda: CosMixture(variant="paper"), "variant must be one of"),
         (lambda: Alpine(d=0), "d must be an integer of at least 1"),
+        (lambda: Alpine(d=torch.tensor([1, 2])), "d must be an integer of at least 1"),
         (lambda: Alpine(low=3, high=3), "low must be below high"),
         (lambda: make_function_tasks(Alpine(), 2, 0, 3, seeded()), "support must be"),
         (lambda: make_function_pools(Alpine(), 2, 2, 3, 3, seeded(), fit_on="test"), "fit_on must be"),

@@ -25,5 +25,9 @@ def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Ge
 def check_sizes(**sizes: int) -> None:
     """Raises ValueError unless every named size is an integer of at least 1."""
     for name, size in sizes.items():
-        if not hasattr(size, "__index__") or isinstance(size, bool) or operator.index(size) < 1:
+        try:
+            number = 0 if isinstance(size, bool) else operator.index(size)
+        except TypeError:
+            number = 0
+        if number < 1:
             raise ValueError(f"{name} must be an integer of at least 1, not {size!r}")
