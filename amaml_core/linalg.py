@@ -67,5 +67,5 @@ def conjugate_gradients(
         new_size = residual.square().sum(1)
         direction = residual + (new_size / torch.where(active, size, 1))[:, None] * direction
         size = new_size
-    x = torch.where(lost[:, None], torch.nan, x)
-    return Solution(x, torch.where(norm > 0, size / torch.where(norm > 0, norm, 1), 0).sqrt(), indefinite)
+    left = torch.where(norm > 0, size / torch.where(norm > 0, norm, 1), 0).sqrt()  # (B,)
+    return Solution(torch.where(lost[:, None], torch.nan, x), torch.where(lost, torch.nan, left), indefinite)

@@ -230,7 +230,7 @@ def test_conjugate_gradients_give_no_number_where_a_product_is_none(bad):
         solution = conjugate_gradients(lambda v: torch.tensor([[1.0], [bad * 0]], dtype=F64) * v, a, steps=2, fixed=fixed)
         assert solution.x.isnan().all(1).tolist() == [False, True] and not solution.indefinite.any()
         solution = conjugate_gradients(lambda v: v, torch.tensor([[1.0, 2.0], [1.0, bad]], dtype=F64), steps=2, fixed=fixed)
-        assert solution.x.isnan().all(1).tolist() == [False, True]
+        assert solution.x.isnan().all(1).tolist() == solution.residual.isnan().tolist() == [False, True]
 
 
 def test_an_adaptive_solver_blames_data_that_are_not_finite_and_not_the_flow():
