@@ -69,8 +69,8 @@ def lines(generator):
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_training_lowers_the_query_loss_and_repeats_to_the_bit(method):
-    first, *twice = (fit(method, problem(), lines, n, lambda p: torch.optim.Adam(p, 0.02), progress=False) for n in (80, 20, 20))
-    assert torch.equal(*(again.theta for again in twice)) and all(first.history[:20].equals(again.history) for again in twice)
+    first, second = (fit(method, problem(), lines, 80, lambda p: torch.optim.Adam(p, 0.02), progress=False) for _ in range(2))
+    assert torch.equal(first.theta, second.theta) and first.history.equals(second.history)
     assert list(first.history.meta_step) == list(range(1, 81))
     loss = first.history.query_loss
     assert loss[-20:].mean() < 0.9 * loss[:20].mean()
