@@ -45,11 +45,12 @@ CHANGES = 3  # a function that was found changed so often is not traced any more
 @dataclass
 class Seen:
     """What is known of a kernel for one shape: its steps before the present solve, the graphs of its functions (``None``
-    for one that cannot be traced), and how often it was found changed."""
+    for one that cannot be traced), whether this solve has found one to be the model's, and how often it was found changed."""
 
     before: int = 0
     steps: int = 0
     graphs: dict[str, Callable[..., list[Tensor]] | None] = field(default_factory=dict)
+    compared: bool = False
     changes: int = 0
     uses: dict[str, int] = field(default_factory=dict)
 
@@ -62,7 +63,8 @@ def fast(
 
     Args:
         kernel: whose problem keeps the graphs.
-        name: ``"field"``, ``"step"`` or ``"back"``, the last after one of the others in the same solve, whose trace is compared.
+        name: ``"field"``, ``"step"`` or ``"back"``, the last after one of the others in the same solve, and traced only where that
+            one was and has been compared.
         steps: that this solve takes.
         theta: (B, P). phi: (B, M). h: (1, G). clock: (1, C). x, y: (B, n, ...).
     """
@@ -73,7 +75,9 @@ def fast(
     if (seen := problem.graphs.get(key)) is None:
         problem.graphs.put(key, seen := Seen())
     if name != "back":
-        seen.before, seen.steps = seen.steps, seen.steps + steps
+        seen.before, seen.steps, seen.compared = seen.steps, seen.steps + steps, False
+    elif not seen.compared:
+        return own, None
     if (seen.before < problem.trace_after and not problem.compile) or seen.changes >= CHANGES or seen.graphs.get(name, own) is None:
         return own, None
     with torch.no_grad(), exact(problem.tf32):
@@ -90,6 +94,7 @@ def fast(
                 graph = seen.graphs[name] = _trace(problem, problem.compile, own, trials[-1].inputs(name), name)
     if graph is None:
         return own, None
+    seen.compared = True
     return graph if name == "back" else lambda *given: graph(*given)[0], seen
 
 

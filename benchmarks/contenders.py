@@ -117,13 +117,18 @@ CONTENDERS: dict[str, Contender] = {
     "amaml kept": Contender(amaml("graphs"), DESCENT, warm=True, cuda=True),
     "amaml two threads": Contender(two_threads(), (*FIRST, "transformer"), warm=True, cores=2),
     "amaml Backsolve": Contender(amaml("Backsolve", "Dopri5"), FIRST, warm=True, exact=False, cuda=True),
-    "jax scan": Contender(peer("jax_peers", "jax_scan"), FIRST, compiled=True, warm=True, needs="jax"),
+    "jax scan": Contender(peer("jax_peers", "jax_scan"), FIRST, compiled=True, warm=True, cuda=True, needs="jax"),
     "jax scan checkpoint": Contender(
-        peer("jax_peers", "jax_scan", checkpoint=True), UNROLLABLE, compiled=True, warm=True, needs="jax"
+        peer("jax_peers", "jax_scan", checkpoint=True), UNROLLABLE, compiled=True, warm=True, cuda=True, needs="jax"
     ),
     "jax mixed mode": Contender(
-        peer("jax_peers", "jax_scan", checkpoint=True, mixed=True), (*FIRST, "transformer"), compiled=True, warm=True, needs="jax"
-    ),
+        peer("jax_peers", "jax_scan", checkpoint=True, mixed=True),
+        (*FIRST, "transformer"),
+        compiled=True,
+        warm=True,
+        cuda=True,
+        needs="jax",
+    ),  # fmt: skip
     "torch.func": Contender(peer("torch_peers", "torch_func"), DESCENT, cuda=True),
     "higher": Contender(peer("torch_peers", "higher"), UNROLLABLE, needs="higher"),
     "torchopt": Contender(peer("torch_peers", "torchopt"), UNROLLABLE, needs="torchopt"),

@@ -97,6 +97,7 @@ def jax_scan(case: Case, checkpoint: bool = False, mixed: bool = False) -> Compu
     """``jit(vmap(grad(scan)))``, with or without ``jax.checkpoint`` around each step; large networks task by task (``lax.map``),
     which on a CPU is faster than ``vmap``."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
+    jax.config.update("jax_default_matmul_precision", "float32")  # on a GPU it would round the factors of a product to 10 bits
     theta = [jnp.asarray(p) for p in case.parameters()]
     data = tuple(jnp.asarray(part) for part in case.data())
     loss = jax_loss(case)

@@ -35,6 +35,11 @@ def megabytes(entry: str) -> float:
 def peak_growth(call: Callable[[], object], device: str) -> float:
     """Megabytes by which the memory rises above where it stood, at the highest, during one call."""
     gc.collect()
+    if device == "cuda" and "jax" in sys.modules:
+        gpu = sys.modules["jax"].local_devices()[0]
+        before = gpu.memory_stats()["bytes_in_use"]
+        call()
+        return (gpu.memory_stats()["peak_bytes_in_use"] - before) / 2**20  # since the start: JAX's mark cannot be lowered
     if device == "cuda":
         import torch
 
@@ -141,7 +146,8 @@ def main() -> None:
         try:
             if not task:
                 task = json.loads(line)
-                take_cores(CONTENDERS[task["contender"]].cores)
+                if task["case"]["device"] == "cpu":
+                    take_cores(CONTENDERS[task["contender"]].cores)
                 compute, answer = prepare(task)
             else:
                 answer, gradient = turn(compute, task["case"]["device"], json.loads(line))

@@ -39,14 +39,14 @@ def of_two_sizes(generator):
 class Sampler:
     """Draws meta-batches, and does ``fault`` at its draw number ``when``."""
 
-    def __init__(self, tasks, ragged, fault, when):
-        self.tasks, self.ragged, self._fault, self._when, self._drawn = tasks, ragged, fault, when, 0
+    def __init__(self, tasks, ragged, fault, when, device):
+        self.tasks, self.ragged, self._fault, self._when, self._drawn, self._device = tasks, ragged, fault, when, 0, device
 
     def __call__(self, generator):
         self._drawn += 1
         found = of_two_sizes(generator) if self.ragged else slopes(generator, self.tasks)
         if self._drawn != self._when:
-            return found
+            return [group.to(self._device) for group in found] if self.ragged else found.to(self._device)
         if self._fault == "raise":
             raise OSError("the disk is gone")
         if self._fault == "interrupt":
@@ -63,12 +63,13 @@ class Sampler:
 
 
 def run(
-    folder, rank, method="MAML", tasks=5, phi=False, ragged=False, fault=None, at=(1, 4), steps=20, timeout=60, other=(), **options
-):
+    folder, rank, method="MAML", tasks=5, phi=False, ragged=False, fault=None, at=(1, 4), steps=20, timeout=60, other=(),
+    device="cpu", **options,
+):  # fmt: skip
     """A run of fit in which something goes wrong on rank ``at[0]`` at its draw number ``at[1]``, or is given other options."""
     options |= other if other and rank == at[0] else {}
     steps = options.pop("meta_steps", steps)
-    sampler = Sampler(tasks, ragged, fault if rank == at[0] or fault == "diverge" else None, at[1])
+    sampler = Sampler(tasks, ragged, fault if rank == at[0] or fault == "diverge" else None, at[1], device)
 
     def told(step):
         if fault == "stop" and step.meta_step == at[1]:
@@ -77,14 +78,18 @@ def run(
 
     with torch.random.fork_rng():
         torch.manual_seed(int(fault == "other start" and rank == at[0]))
-        model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double().to(device)
     if phi:
-        options["phi"] = torch.tensor([0.3, -0.2], dtype=F64)
+        options["phi"] = torch.tensor([0.3, -0.2], dtype=F64, device=device)
         problem = Problem(model, weighted, query_loss=mse_loss)
     else:
         problem = Problem(model, mse_loss)
     if options.pop("validate", False):
-        options |= {"validation": slopes(torch.Generator().manual_seed(9), 3), "validate_every": 3, "metric": metrics.rmse}
+        options |= {
+            "validation": slopes(torch.Generator().manual_seed(9), 3).to(device),
+            "validate_every": 3,
+            "metric": metrics.rmse,
+        }
     if options.pop("save", False):
         options["checkpoint"] = folder / "run" / "theta.safetensors"
     ranks.TIMEOUT = timedelta(seconds=timeout)

@@ -1,8 +1,11 @@
-"""On a GPU: the same gradients as on the CPU, with graphs captured and replayed, compiled, and with states in host memory."""
+"""On a GPU: the same gradients as on the CPU, with graphs captured and replayed, compiled, with states in host
+memory, and shared by ranks."""
 
+import one_rank
 import pytest
 import torch
 from problems import CASES, regression, relative
+from test_distributed import alone, ended, found, same, start
 
 from amaml_core import (
     AMAML,
@@ -62,3 +65,36 @@ def test_data_that_were_changed_in_place_are_copied_again():
     plain = Problem(problem.model, problem.loss, trace=False)
     expected = meta_gradient(method, plain, theta, tasks).gradient
     assert relative(meta_gradient(method, problem, theta, tasks).gradient, expected) < 1e-9
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_loss_that_changes_after_the_capture_is_noticed(dtype, compile):
+    problem, theta, tasks = regression()
+    weight = [1.0]
+    loss = lambda prediction, target: weight[0] * (prediction - target).square().mean()  # noqa: E731
+    model, theta, tasks = problem.model.to("cuda", dtype), theta.to("cuda", dtype), tasks.to("cuda", dtype)
+    captured, plain = Problem(model, loss, compile=compile, trace_after=0), Problem(model, loss, trace=False)
+    method = AMAML(0.4, Euler(5))
+    for weight[0] in (1.0, 1.1, 1.0):
+        expected = meta_gradient(method, plain, theta, tasks).gradient
+        assert relative(meta_gradient(method, captured, theta, tasks).gradient, expected) < (
+            1e-9 if dtype == torch.float64 else 1e-4
+        )
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_been_interrupted_and_as_on_the_cpu(tmp_path):
+    case = {"validate": True, "phi": True, "method": "A-MAML", "device": "cuda"}
+    expected = one_rank.run(tmp_path, 0, **case | {"device": "cpu"})
+    one_rank.run(tmp_path, 0, **case, save=True, steps=7)
+    found = one_rank.run(tmp_path, 0, **case, save=True)
+    assert relative(found.theta.cpu(), expected.theta) < 1e-9 and relative(found.phi.cpu(), expected.phi) < 1e-9
+    assert found.best_step == expected.best_step
+
+
+def test_two_ranks_that_share_a_gpu_give_the_result_of_one(tmp_path):
+    # over Gloo: NCCL wants a GPU for each rank
+    case = {"validate": True, "method": "A-MAML", "device": "cuda"}
+    assert ended(start(tmp_path, 2, [case])) == [0, 0]
+    for rank in range(2):
+        assert same(found(tmp_path, rank)[0], alone(tmp_path, case))

@@ -151,10 +151,10 @@ def test_recorded_bytes_are_counted_again_to_the_byte():
     assert deviation(stood[0], attempt(cell, None)) == 0
 
 
-def meta_steps(prices, size="full"):
-    """Rows of kind ``scaling`` as these prices would make them."""
+def meta_steps(prices, size="full", number=(1, 2)):
+    """Rows of kind ``scaling`` as these prices would make them, in so many ranks."""
     loads = [vars(load) | {"parameters": load.parameters} for load in SIZES[size].fitted + SIZES[size].held_out]
-    table = pd.DataFrame([load | {"ranks": ranks, "size": size} for load in loads for ranks in (1, 2)])
+    table = pd.DataFrame([load | {"ranks": ranks, "size": size} for load in loads for ranks in number])
     return table.assign(seconds=scaling.amounts(table) @ pd.Series(prices, scaling.PRICES))
 
 
@@ -178,6 +178,17 @@ def test_the_cost_model_finds_the_prices_that_made_the_seconds_and_is_judged_by_
     assert scaling.fitted(refuted).tolist() == pytest.approx(prices, rel=1e-6)
     assert scaling.conclusions(refuted)[0].verdict == "does not hold"
     assert scaling.conclusions(table[table["ranks"].eq(1)])[1].verdict == "not run"
+
+
+def test_of_many_cores_the_model_sees_two_and_is_judged_by_the_others():
+    prices, size = [2e-3, 4e-4, 3e-9, 5e-11, 1e-4, 2e-9], SIZES["many cores"]
+    table = meta_steps(prices, "many cores", size.ranks)
+    slow = table.assign(seconds=table["seconds"].where(table["ranks"].le(2), 2 * table["seconds"]))
+    for measured, ratio in ((table, 1), (slow, 0.5)):
+        found = scaling.compared(measured)
+        assert scaling.fitted(found).tolist() == pytest.approx(prices, rel=1e-6)
+        assert found.loc[found["ranks"].gt(2), "held out"].all()
+        assert found.loc[found["ranks"].gt(2), "ratio"].tolist() == pytest.approx([ratio] * (3 * len(found) // 5))
 
 
 def test_many_ranks_are_ideal_where_only_arithmetic_costs_and_not_where_words_do():

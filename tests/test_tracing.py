@@ -160,6 +160,19 @@ def test_a_loss_that_has_changed_is_noticed_and_traced_anew(count):
     assert count.count("step") <= tracing.CHANGES + 1
 
 
+@pytest.mark.parametrize("traceable", [("step", "back"), ("back",)], ids="-".join)
+def test_the_way_back_is_traced_only_beside_a_step_that_was_compared(traceable, monkeypatch):
+    # What is traced beside a step that was not, no later comparison would find changed.
+    problem, theta, tasks = regression()
+    scale, trace = [1.0], tracing._trace
+    monkeypatch.setattr(tracing, "_trace", lambda *given: trace(*given) if given[-1] in traceable else None)
+    changing = Problem(problem.model, lambda p, y: scale[0] * nn.functional.mse_loss(p, y), trace_after=0)
+    method = AMAML(0.4, Euler(5))
+    for scale[0] in (1.0, 1.1, 1.0, 1.0, 1.2):
+        expected = meta_gradient(method, plain(changing), theta, tasks).gradient
+        assert relative(meta_gradient(method, changing, theta, tasks).gradient, expected) < 1e-11
+
+
 def test_adam_notices_that_the_loss_has_changed_also_where_the_slope_is_small():
     problem, theta, tasks = regression()
     scale = [1e-3]
