@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
             "JAX_PLATFORMS": arguments.device, "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the GPU's memory is for all
+            "NVIDIA_TF32_OVERRIDE": "0",  # or convolutions on a GPU would round their factors to 10 bits
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
             "MALLOC_ARENA_MAX": "1",  # malloc_trim reaches the main arena alone
             "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1",

@@ -166,8 +166,9 @@ def text(table: pd.DataFrame) -> str:
     parts = [
         f"Machine: {', '.join(sorted(set(table.machine)))}. Measured {spans}, commit {', '.join(sorted(set(table.commit)))}. "
         f"Load average before a case: at most {table.load_average.max():g}. Versions: {', '.join(versions)}.\n",
-        "## Targets\n\nCPU, float32, one thread.\n\n" + markdown(judge(table)),
     ]
+    if (table.device == "cpu").any():
+        parts.append("## Targets\n\nCPU, float32, one thread.\n\n" + markdown(judge(table)))
     for (device, network, tasks, dtype), rows in table.groupby(["device", "network", "tasks", "dtype"]):
         parts.append(f"## {network}, B={tasks}, {dtype}, {device}\n")
         for figure, title in (
@@ -179,9 +180,9 @@ def text(table: pd.DataFrame) -> str:
             wide = rows.pivot(index="contender", columns="steps", values=figure).astype(object)
             for row in rows[rows.status != "ok"].itertuples():
                 wide.loc[row.contender, row.steps] = row.status
-            shown = IN_WALL_TIME if figure == "wall_seconds" else tuple(LOOKS)
+            shown = IN_WALL_TIME if figure == "wall_seconds" and device == "cpu" else tuple(LOOKS)
             wide = wide.reindex([name for name in shown if name in wide.index])
-            if len(wide) < 2 and figure == "wall_seconds":
+            if (figure == "cpu_seconds" and device == "cuda") or (figure == "wall_seconds" and len(wide) < 2):
                 continue
             wide.insert(0, title, wide.index)
             parts.append(markdown(wide.rename(columns=lambda c: c if isinstance(c, str) else f"K={c}")))
@@ -192,21 +193,22 @@ def text(table: pd.DataFrame) -> str:
 
 
 def figure(rows: pd.DataFrame, title: str) -> plt.Figure:
-    """Time against K, memory against K, and error against time, of one network, number of tasks and precision."""
+    """Time against K, memory against K, and error against time, of one device, network, number of tasks and precision."""
     use_style()
+    column, clock = ("wall_seconds", "wall seconds") if rows.device.eq("cuda").any() else ("cpu_seconds", "CPU seconds")
     drawing, (time, memory, cost) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for name, (colour, look) in LOOKS.items():
         own = rows[(rows.contender == name) & (rows.status == "ok")].sort_values("steps")
         if own.empty:
             continue
         style = {"color": colour, "label": name, "markersize": 4, "linewidth": 1.3}
-        time.plot(own.steps, own.cpu_seconds, look, **style)
+        time.plot(own.steps, own[column], look, **style)
         memory.plot(own.steps, own.memory_mb.clip(lower=0.1), look, **style)
-        cost.plot(own.cpu_seconds, own.error.where(own.error > 0), look[0], **style)
+        cost.plot(own[column], own.error.where(own.error > 0), look[0], **style)
     for axes, x, y in (
-        (time, "inner steps K", "CPU seconds"),
+        (time, "inner steps K", clock),
         (memory, "inner steps K", "memory growth, MB"),
-        (cost, "CPU seconds", "relative error"),
+        (cost, clock, "relative error"),
     ):
         axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     drawing.legend(*time.get_legend_handles_labels(), loc="outside right center")

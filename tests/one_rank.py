@@ -44,9 +44,9 @@ class Sampler:
 
     def __call__(self, generator):
         self._drawn += 1
-        found = of_two_sizes(generator) if self.ragged else slopes(generator, self.tasks)
+        found = of_two_sizes(generator) if self.ragged else slopes(generator, self.tasks).to(self._device)
         if self._drawn != self._when:
-            return [group.to(self._device) for group in found] if self.ragged else found.to(self._device)
+            return found
         if self._fault == "raise":
             raise OSError("the disk is gone")
         if self._fault == "interrupt":

@@ -328,6 +328,15 @@ def test_what_the_readme_says_of_peers_is_so():
     assert ratio.loc[~large].drop(columns="JAX").min(axis=None) > 3  # all but JAX take several times as long
 
 
+def test_what_is_said_of_a_gpu_is_so():
+    found = [table for table in map(results.read, TABLES) if table.device.eq("cuda").any()]
+    if not found:
+        pytest.skip("no table of a GPU")
+    rows = pd.concat(found).query("network == 'mlp' and tasks == 5 and steps == 500")
+    seconds = rows.set_index("contender")["wall_seconds"] / rows.set_index("contender")["wall_seconds"]["amaml compiled"]
+    assert 80 < seconds["unrolled"] < 125 and 0.4 < seconds.filter(like="jax").min() < 0.6
+
+
 @pytest.mark.skipif(not MODES, reason="no table is committed yet")
 @pytest.mark.parametrize("path", MODES, ids=lambda p: p.stem)
 def test_committed_tables_of_the_modes_are_valid(path):

@@ -18,7 +18,8 @@ def _line(name: str) -> dict:
 
 
 def time(seconds: pd.DataFrame) -> Figure:
-    """Published seconds, and ours in every mode; bars reach from the fastest to the slowest turn."""
+    """Published seconds, and ours on one device in every mode; bars reach from the fastest to the slowest turn."""
+    device = {"cpu": "CPU", "cuda": "GPU"}[seconds["device"].iloc[0]]
     modes = [mode for mode in MODES if mode in set(seconds["mode"])]
     fig, axes = panels(len(modes) + 1, height=3, sharex=True)
     for name, rows in theirs("seconds").groupby("method", sort=False):
@@ -29,7 +30,7 @@ def time(seconds: pd.DataFrame) -> Figure:
             rows = seconds[seconds["mode"].eq(mode) & seconds["method"].eq(name)]
             spread = [rows["seconds"] - rows["low"], rows["high"] - rows["seconds"]]
             axis.errorbar(rows["steps"], rows["seconds"], spread, elinewidth=1, label=name, **_line(name))
-        axis.set_title(f"ours (CPU), {mode}")
+        axis.set_title(f"ours ({device}), {mode}")
         axis.sharey(axes[1])
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel="inner steps $K$")

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from ..common.claims import Claim, decide
 from ..common.tables import NOT_RUN
-from .settings import FITTED_RANKS, LARGE, MANY, SHOTS, SIZES, Load
+from .settings import LARGE, MANY, SHOTS, SIZES, Load
 
 PRICES = ("a meta step", "an inner step", "an activation", "a product", "a word of the ranks", "a number sent")
 NEAR = 1.25  # a prediction is right within this factor
@@ -42,13 +42,11 @@ def fitted(table: pd.DataFrame) -> pd.Series:
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of kind ``scaling`` of one size and device, with what the model says: ``held out``, which are some of the loads and all
-    that was run on more than ``FITTED_RANKS``; ``predicted`` seconds; and the ``ratio`` to the measured ones."""
+    """Rows of kind ``scaling`` of one size, with what the model says: ``held out``, ``predicted`` seconds, and the ``ratio`` to the
+    measured ones."""
     apart = {tuple(asdict(load).values()) for name in table["size"].unique() for load in SIZES[name].held_out}
     keys = table[["tasks", "steps", "width"]].itertuples(index=False, name=None)
-    table = table.assign(
-        **{"held out": ~table["ranks"].isin(FITTED_RANKS) | pd.Series([key in apart for key in keys], table.index)}
-    )
+    table = table.assign(**{"held out": [key in apart for key in keys]})
     table["predicted"] = amounts(table) @ fitted(table)
     return table.assign(ratio=table["predicted"] / table["seconds"])
 
@@ -74,6 +72,12 @@ def outlook(table: pd.DataFrame, load: Load = LARGE, ranks: tuple[int, ...] = MA
         seconds = (amounts(asked) @ fitted(table)).to_numpy()
         found[way, "predicted"], found[way, "measured"] = seconds[0] / seconds / share, measured[0] / measured / share
     return pd.DataFrame(found, index=pd.Index(ranks, name="ranks"))
+
+
+def even_share(found: pd.Series, load: Load) -> float:
+    """How many tasks of a load make the arithmetic of an inner step cost as much as the step as such, by the prices found."""
+    a_task = found["an activation"] * 2 * load.width + found["a product"] * load.parameters
+    return float(found["an inner step"] / (SHOTS * a_task))
 
 
 def conclusions(table: pd.DataFrame) -> list[Claim]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -50,7 +49,6 @@ class Load:
 
 LARGE = Load(tasks=16, steps=40, width=128)  # in which the ranks are compared: so many tasks for each, or four times as many in all
 MANY = (1, 2, 4, 8, 16, 32, 64)  # ranks for which the cost model is asked
-FITTED_RANKS = (1, 2)  # the cost model is made of these, where there are more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +91,11 @@ SIZES = {
                  fitted=loads((4, 16, 64), (10, 40), (32, 128)),
                  held_out=loads((32,), (20,), (32, 64)) + loads((32,), (40,), (128,)) + loads((128,), (10,), (32,))
                  + loads((16,), (80,), (128,)) + loads((8,), (20,), (256,))),
-    # What a machine of sixteen cores can add to it: more ranks than the model has seen.
-    "many cores": Size(steps=(), long_steps=(), modes=(), turns=5, ranks=MANY[:5],
-                       fitted=loads((8, 32, 128), (10,), (32, 128)) + loads((32,), (40,), (32, 128)),
-                       held_out=loads((16, 64), (10,), (128,))),
 }  # fmt: skip
-MANY_LOAD = Load(tasks=8, steps=10, width=128)  # what ``LARGE`` is, for the many
 
 
 def cells(size: str, seed: int | None = None) -> list[Cell]:
-    """All cells of a size: those on a CPU, and of the full one those on a GPU and on many cores if this machine has them."""
+    """All cells of a size: those on a CPU, and those on a GPU if this machine has one."""
     wanted, seed = SIZES[size], seed or 0
     counts = [("all", k) for k in wanted.steps] + [("long", k) for k in wanted.long_steps]
     found = [Cell("efficiency", "bytes", {"size": size, "methods": names, "steps": k}, seed) for names, k in counts]
@@ -118,6 +111,4 @@ def cells(size: str, seed: int | None = None) -> list[Cell]:
             for ranks in wanted.ranks
             if device == "cpu" or ranks <= torch.cuda.device_count()
         ]
-    if size == "full" and (os.cpu_count() or 1) >= (many := SIZES["many cores"].ranks)[-1]:
-        found += [Cell("efficiency", "scaling", {"size": "many cores", "device": "cpu", "ranks": ranks}, seed) for ranks in many]
     return found

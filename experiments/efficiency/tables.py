@@ -14,9 +14,9 @@ FULL_SHARE = 0.98
 IDLE_SHARE = 0.10  # of which so much was taken before the first inner step
 
 
-def recorded(kind: str, size: str = "full") -> pd.DataFrame:
-    """All rows of a kind at one size, by the number of steps; empty if there are none."""
-    table = rows("efficiency", kind, size=size)
+def recorded(kind: str) -> pd.DataFrame:
+    """All rows of a kind at full size, by the number of steps; empty if there are none."""
+    table = rows("efficiency", kind, size="full")
     return table if table.empty else table.sort_values("steps", kind="stable", ignore_index=True)
 
 
