@@ -45,11 +45,14 @@ $(if $(filter PROFILE,$(GIVEN)),$(call demand,PROFILE,full,PROFILE=full or nothi
 $(if $(strip $(CELL)),$(if $(strip $(FORCE)),$(error FORCE=$(FORCE) and CELL=$(CELL): say one of them; both choose cells by words of their names)))
 endif
 override RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
-# What a run depends on beside its source. `make data` comes first and in a make of its own, so its results are seen here.
+# What a run depends on beside its source.
 override CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
 override DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
-override INPUTS := $(CODE) $(wildcard $(DATA)/*/manifest.json) $(wildcard results/full/*.jsonl)
+override INPUTS := $(CODE) $(wildcard results/full/*.jsonl)
+# And some chapters read data. The others are run as if there were none, so that data that come later do not concern them.
+override READERS := 01_learning_to_learn 12_collaborative_filtering 13_few_shot_images 17_published_ratings 19_report
+override run = $(PY) -m tools.notebooks run $1 --profile "$$PROFILE" $(if $(filter $1,$(READERS)),,--without-data)
 override WRITTEN := $(wildcard examples/*.py) $(shell find book -name '*.md' -o -name '*.bib' -o -path 'book/_static/*' -type f -o -path 'book/_templates/*' -type f)
 override SUBMAKE := +@$(MAKE) --no-print-directory
 
@@ -134,11 +137,14 @@ notebooks: $(READY)  ## run every chapter at PROFILE, into _runs/PROFILE
 	  \( -name '*.ipynb' -o -name '.rendered-*' \) -newer _build/.now -exec touch -t 197001020000 {} +
 	+@$(MAKE) --no-print-directory -k -j"$$JOBS" $(RUNS)
 
+# `make data` comes first and in a make of its own, so its results are seen here.
+$(READERS:%=_runs/$(PROFILE)/%.ipynb): $(wildcard $(DATA)/*/manifest.json)
+
 _runs/$(PROFILE)/%.ipynb: book/src/%.md $(INPUTS) tools/notebooks.py $(READY)
-	@$(PY) -m tools.notebooks run $* --profile "$$PROFILE"
+	@$(call run,$*)
 
 notebook: $(READY)  ## run one chapter: make notebook NB=12_collaborative_filtering PROFILE=book (SEED=1: with other random numbers)
-	@$(PY) -m tools.notebooks run "$$NB" --profile "$$PROFILE" --seed "$$SEED"
+	@$(call run,$(NB)) --seed "$$SEED"
 
 rendered: notebooks
 	$(SUBMAKE) _build/.rendered-$(PROFILE)

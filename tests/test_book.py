@@ -224,6 +224,14 @@ def test_run_gives_the_profile_and_publish_makes_it_the_committed_notebook(chapt
     assert notebooks.problems("one") == []
 
 
+def test_a_run_without_data_finds_none(chapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path))
+    chapter("from amaml_core.locations import data_root\n\nprint(data_root().exists())")
+    for data in (True, False):
+        made = nbformat.read(notebooks.run("one", "smoke", data=data), as_version=4)
+        assert [output.text for output in made.cells[-1].outputs] == [f"{data}\n"]
+
+
 def test_a_run_is_older_than_a_source_that_changed_on_the_way(chapter):
     chapter("import pathlib\npathlib.Path('src/one.md').touch()")
     notebooks.run("one", "smoke")

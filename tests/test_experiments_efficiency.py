@@ -99,6 +99,14 @@ def test_a_live_comparison_gives_every_table_of_the_chapter():
     assert {c.verdict for c in claims.claims(seconds, peaks)} <= {"holds", "holds in part", "does not hold", "not run"}
 
 
+def test_a_live_comparison_is_of_the_cpu_also_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(run, "live_rows", list)
+    assert {cell.settings.get("device") for cell in settings.cells("smoke")} == {None, "cpu", "cuda"}
+    assert {(cell.kind, cell.settings["device"]) for cell in run.live("smoke", 0, "seconds")} == {("seconds", "cpu")}
+
+
 def test_a_price_is_the_slope_of_time_over_steps():
     table = pd.DataFrame({"method": "MAML", "steps": [100, 200, 500, 1000], "seconds": [0.3, 0.5, 1.1, 99.0]})
     assert tables.price(table)["MAML"] == pytest.approx(2.0)  # ms; beyond 500 steps it does not count

@@ -140,10 +140,22 @@ def test_settings_are_checked_before_anything_is_done(make, arguments, said):
     assert code == 2 and said in output and not asked
 
 
+def test_new_data_concern_the_chapters_that_read_them_and_no_others(make, tmp_path):
+    manifest = tmp_path / "data" / "ml-100k" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    _, rules, _ = make("-npq", "notebooks")
+    needs = re.findall(r"^_runs/smoke/(\w+)\.ipynb: (.*)$", rules, re.MULTILINE)
+    readers = {name for name, files in needs if str(manifest) in files.split()}
+    loads = r"\bload_(ratings|images)\(|\bsamplers\(|\b(ratings|ratings_gap|images)\.(live|first_look)\("
+    assert readers == {path.stem for path in (ROOT / "book" / "src").glob("*.md") if re.search(loads, path.read_text())}
+
+
 def test_settings_arrive(make):
     assert make("notebook", "NB=04_adjoint", "PROFILE=book", "SEED=3")[2] == (
-        "<-m><tools.notebooks><run><04_adjoint><--profile><book><--seed><3>"
+        "<-m><tools.notebooks><run><04_adjoint><--profile><book><--without-data><--seed><3>"
     )
+    assert make("notebook", "NB=19_report")[2] == "<-m><tools.notebooks><run><19_report><--profile><smoke><--seed><0>"
     code, _, asked = make("full", "FORCE=jester 'one", JOBS="7")
     assert code == 0 and asked.endswith("<-m><experiments><--jobs><7><--force><--only=jester 'one>")
     assert make("full", "LIST=1")[2].endswith("<-m><experiments><--jobs><2><--list>")

@@ -1,6 +1,7 @@
 """Chapters: sources in ``book/src/NAME.md`` (MyST, edited by people), executed notebooks in ``book/NAME.ipynb`` (generated).
 
-python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb (--seed 1: NAME-seed1.ipynb)
+python -m tools.notebooks run NAME --profile smoke      execute a source, into _runs/smoke/NAME.ipynb (--seed 1: NAME-seed1.ipynb;
+                                                        --without-data: as if none were prepared)
 python -m tools.notebooks publish NAME --profile book   make that run the committed notebook
 python -m tools.notebooks sync [NAME ...]               text from the sources, outputs kept where the code is the same
 python -m tools.notebooks check [NAME ...]              is every notebook clean, and as its source says?
@@ -299,12 +300,13 @@ def own_kernel(folder: Path) -> type[AsyncKernelManager]:
     return OwnKernel
 
 
-def run(name: str, profile: str, seed: int = 0) -> Path:
+def run(name: str, profile: str, seed: int = 0, data: bool = True) -> Path:
     """Execute a source from a fresh kernel and keep the cleaned notebook in ``_runs/PROFILE``, only if every cell succeeded.
 
     An earlier run stays until this one is there, and goes if a cell fails: the chapter then has no run.
     Its metadata say when, where and with what it was run, and how long that took; the page of the status shows them.
     The solutions of its exercises are executed in the same kernel after the last cell. Nothing of them is kept.
+    Without ``data`` none are found, so that the run cannot depend on what is prepared.
 
     Raises:
         papermill.exceptions.PapermillExecutionError: a cell failed; ``_runs/PROFILE/NAME.failed.ipynb`` shows where.
@@ -321,14 +323,14 @@ def run(name: str, profile: str, seed: int = 0) -> Path:
     target = run_path(name, profile, seed)
     with alone(target.with_name(f".{target.stem}"), f"a run of {name} at {profile}") as scratch:
         try:
-            _run(name, profile, seed, target, scratch)
+            _run(name, profile, seed, data, target, scratch)
         except OSError as error:
             error.filename = error.filename or str(target)
             raise
     return target
 
 
-def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> None:
+def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: Path) -> None:
     import papermill
 
     failed = target.with_name(f"{target.stem}.failed.ipynb")
@@ -337,6 +339,8 @@ def _run(name: str, profile: str, seed: int, target: Path, scratch: Path) -> Non
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
     os.environ["AMAML_PROFILE"] = profile
+    if not data:
+        os.environ["AMAML_DATA"] = str(scratch / "none")
     record = _here_and_now(name, profile)
     nbformat.write(with_solutions(clean(source)), given)
     try:
@@ -506,6 +510,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all by default")
     parser.add_argument("--profile", choices=PROFILES, default="smoke")
     parser.add_argument("--seed", type=int, default=0, help="of a run, from 0; those with another than 0 are for reading alone")
+    parser.add_argument("--without-data", action="store_true", help="of a run: as if no data were prepared")
     args = parser.parse_args(arguments)
     if args.seed and args.action != "run":
         parser.error(f"{args.action} takes no seed: what is committed is made with the chapters' own")
@@ -536,7 +541,7 @@ def act(args: argparse.Namespace) -> int:
         else:
             started = time.perf_counter()
             try:
-                made = run(name, args.profile, args.seed)
+                made = run(name, args.profile, args.seed, not args.without_data)
             except Exception as error:
                 print(f"FAILED {name} at {args.profile}: {error}", file=sys.stderr)
                 status = 1

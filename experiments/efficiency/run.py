@@ -120,6 +120,7 @@ def run(cell: Cell, scratch: Path) -> pd.DataFrame:
     return seconds(names, settings["mode"], steps, cell.seed, SIZES[settings["size"]].turns_at(steps), settings["device"])
 
 
-def live(size: str, seed: int) -> dict[str, pd.DataFrame]:
-    """All cells of a size, measured here and now: the rows of each kind, like those of the records."""
-    return live_rows(cells(size, seed))
+def live(size: str, seed: int, *kinds: str) -> dict[str, pd.DataFrame]:
+    """The cells of a size and of these kinds, all by default, measured here and now on the CPU: the rows of each kind."""
+    on_cpu = (cell for cell in cells(size, seed) if cell.settings.get("device", "cpu") == "cpu")
+    return live_rows(cell for cell in on_cpu if cell.kind in kinds or not kinds)
