@@ -85,7 +85,7 @@ class Chain:
 
     @property
     def compared(self) -> tracing.Seen | None:
-        """What belongs to a traced step that was compared with the model in this solve; ``None`` if none was."""
+        """What belongs to a step that is traced in this solve; ``None`` if none is."""
         return self._found["step"][1] if "step" in self._found else None
 
     def points(self, k: int) -> tuple[Any, Any]:
@@ -195,12 +195,17 @@ class Chain:
     def _found(self) -> dict[str, tuple[Callable, tracing.Seen | None]]:
         return {}
 
+    def look_again(self) -> None:
+        """Between two steps that a user calls one by one: the model may have been changed since the last one."""
+        if not self.kernel.problem.unchanging:
+            self._found.clear()
+
     def _fast(self, name: Literal["field", "step", "back"]) -> Callable:
         """This function of the kernel, traced where that is possible; looked up once in a solve."""
         if name not in self._found:
             if name == "back":
-                self._fast("step")  # whose trace is compared with the model in every solve
-            self._found[name] = tracing.fast(self.kernel, name, len(self), *self._constants(0))
+                self._fast("step")  # so that a trace is compared with the model in every solve
+            self._found[name] = tracing.fast(self.kernel, name, len(self), self.compared, *self._constants(0))
         return self._found[name][0]
 
 
@@ -258,6 +263,7 @@ def repeat(make: Callable[[int], Chain], steps: int) -> Callable[[Tensor], Tenso
         nonlocal current, z, k
         if k == len(current) and current.kernel.inner.minibatch is not None:
             current = make(2 * k)
+        current.look_again()
         z = current.forward(k, u if z.shape[1] == width else torch.cat([u, z[:, width:]], 1))
         k += 1
         return current.adapted(z)

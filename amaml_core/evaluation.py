@@ -56,6 +56,7 @@ class AdamAdaptation:
 
         def step(current: Tensor) -> Tensor:
             u.data.copy_(current)
+            decaying.look_again()
             u.grad = decaying.slope(u.detach()).neg().contiguous()  # the fused kernel takes no other layout
             adam.step()
             return u.detach().clone()

@@ -50,10 +50,15 @@ class Kernel:
         """Whether the meta-parameters ``phi (B, M)`` enter the field."""
         return phi.shape[1] > 0 and self.problem.inner_phi
 
-    def field(self, u: Tensor, theta: Tensor, phi: Tensor, x: Any, y: Any) -> Tensor:
-        """du/dt (B, P) at ``u (B, P)`` for the points ``x, y (B, n, ...)``; differentiable where gradients are enabled."""
+    def gradient(self, u: Tensor, theta: Tensor, phi: Tensor, x: Any, y: Any) -> Tensor:
+        """The gradient (B, P) of the support loss and R at ``u (B, P)`` for the points ``x, y (B, n, ...)``; differentiable where
+        gradients are enabled."""
         given = (phi,) if self.to_phi(phi) else ()
-        _, gradient = slopes(lambda v: self.problem.objectives(v, theta, x, y, *given), u, create_graph=torch.is_grad_enabled())
+        return slopes(lambda v: self.problem.objectives(v, theta, x, y, *given), u, create_graph=torch.is_grad_enabled())[1]
+
+    def field(self, u: Tensor, theta: Tensor, phi: Tensor, x: Any, y: Any) -> Tensor:
+        """du/dt (B, P) there."""
+        gradient = self.gradient(u, theta, phi, x, y)
         if self.problem.regularizer is not None and self._free is not None:
             gradient = gradient * self._free
         if self.proximal:
@@ -63,10 +68,6 @@ class Kernel:
     def step(self, z: Tensor, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any) -> Tensor:
         """``z_{k+1}`` from ``z_k``; ``h`` is (B or 1, G), ``clock (1, C)`` what the rule needs of the step's number."""
         return self.rule.step(lambda u: self.field(u, theta, phi, x, y), z, self._spread(h), clock, self.movable)
-
-    def advance(self, z: Tensor, slope: Tensor, h: Tensor, clock: Tensor) -> Tensor:
-        """``z_{k+1}`` from ``z_k`` and the slope (B, P) there, for a rule that takes one."""
-        return self.rule.step(lambda u: slope, z, self._spread(h), clock, self.movable)
 
     def back(
         self, z: Tensor, z_next: Tensor, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any, lam: Tensor

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import tracing
 from .checks import check_theta, not_finite
 from .flow import DivergenceError
 from .kernel import Kernel
@@ -68,8 +67,6 @@ class Pullback:
 
     Attributes:
         run: does it, and also returns what was done, forward and backward.
-        compared: what belongs to a traced step that the adaptation compared with the model, beside which the query loss may be
-            traced, too.
 
     >>> first_order = Pullback(lambda gradient: (gradient, Diagnostics(steps=5)))
     >>> first_order(torch.ones(2))
@@ -77,7 +74,6 @@ class Pullback:
     """
 
     run: Callable[[Tensor], tuple[Tensor, Diagnostics]]
-    compared: tracing.Seen | None = None
 
     def __call__(self, gradient: Tensor) -> Tensor:
         """The gradients at theta (B, P) alone."""
@@ -287,10 +283,7 @@ def _of_chunk(method: Any, problem: Problem, theta: Tensor, tasks: Tasks, phi: T
     """Gradients (B, P), phi's direct gradients (B, M), query losses (B,), adapted parameters (B, P), and diagnostics."""
     adapted, pullback = method(problem, theta, tasks) if phi is None else method(problem, theta, tasks, phi=phi)
     given = (adapted, theta.new_empty(len(tasks), 0) if phi is None else phi.expand(len(tasks), -1), *tasks.query)
-    judge = Kernel(problem).judge
-    if problem.query_loss is None:  # another one is compared by no solve
-        judge = tracing.replayed(getattr(pullback, "compared", None), problem, judge, given, "judge")
-    query_loss, gradient, *direct = judge(*given)
+    query_loss, gradient, *direct = Kernel(problem).judge(*given)
     pulled, stats = pullback.run(gradient) if isinstance(pullback, Pullback) else (pullback(gradient), Diagnostics())
     if pulled.shape != adapted.shape:
         raise ValueError(f"the pullback of {type(method).__name__} gives {tuple(pulled.shape)} in place of {tuple(adapted.shape)}")

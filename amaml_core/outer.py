@@ -56,7 +56,7 @@ class OuterLoop:
             positive(self, "clip_norm")
         self._theta, self._phi = _start(problem, theta, phi)
         self.learned = learned
-        self.start, self.free = self._theta.clone(), problem.free()
+        self._problem = problem
         trained = (self._theta, self._phi, None if learned is None else learned.logarithm)
         self.parameters = [p.requires_grad_() for p in trained if p is not None]
         _try_out(optimizer, scheduler, self.parameters, kept)
@@ -102,9 +102,10 @@ class OuterLoop:
                 parameter.grad = gradient * shrink
         if self.learned is not None:
             self.learned.take(gradients[-1])
+        free, before = self._problem.free(), self.theta.clone()
         self.optimizer.step()
-        if self.free is not None:  # some optimisers move what has no gradient: weight decay does
-            self._theta.data = torch.where(self.free, self._theta.data, self.start)
+        if free is not None:  # some optimisers move what has no gradient: weight decay and momentum do
+            self._theta.data = torch.where(free, self._theta.data, before)
         if self.scheduler is not None and self.plateau is None:
             self.scheduler.step()
 

@@ -158,6 +158,11 @@ class Problem:
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         )
 
+    @property
+    def unchanging(self) -> bool:
+        """Whether a call of the package is under way in this thread, which takes the model for unchanged while it lasts."""
+        return any(key == id(self) for key, _ in getattr(_unchanging, "states", {}))
+
     def groups(self, count: int) -> Tensor | None:
         """The group (P,) of each parameter: its tensor's number in ``named_parameters()`` order; ``None`` for one
         group, or one for each parameter.

@@ -7,14 +7,16 @@ included. From then on the recorded graph runs in place of the step, without aut
 than a step, so a shape is traced when it has taken ``trace_after`` of them before; compiled, at once.
 
 A model that decides by the values of its data cannot be traced, and runs as it is. What a trace cannot see is that the model or
-the loss is *changed* afterwards. So every solve compares the slope that the trace gives with the model's own, away from theta: to
-the bit on a CPU; but for rounding, of 5 % at most, if compiled or on a GPU. Where they differ, the trace is dropped. A change that
-this slope does not show needs ``problem.forget()``.
+the loss is *changed* afterwards. So the gradient of the support loss is traced, too, and every solve compares it with the model's
+own, away from theta: to the bit on a CPU, but for rounding on a GPU. Where they differ, all that was traced for this shape is
+dropped. That gradient is the user's part of a step, before decay, masks, clipping and step sizes, which might hide a change. A
+change that shows at no such point, or for no point of the first minibatch where there are several, needs ``problem.forget()``.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,56 +47,58 @@ CHANGES = 3  # a function that was found changed so often is not traced any more
 @dataclass
 class Seen:
     """What is known of a kernel for one shape: its steps before the present solve, the graphs of its functions (``None``
-    for one that cannot be traced), whether this solve has found one to be the model's, and how often it was found changed."""
+    for one that cannot be traced), and how often it was found changed."""
 
     before: int = 0
     steps: int = 0
     graphs: dict[str, Callable[..., list[Tensor]] | None] = field(default_factory=dict)
-    compared: bool = False
     changes: int = 0
     uses: dict[str, int] = field(default_factory=dict)
 
 
 def fast(
-    kernel: Kernel, name: str, steps: int, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any
-) -> tuple[Callable, Seen | None]:
+    kernel: Kernel, name: str, steps: int, compared: Seen | None,
+    theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any,
+) -> tuple[Callable, Seen | None]:  # fmt: skip
     """A function of the kernel, for one solve: traced if the shape is worth it and can be traced, else as it is; and, where it is
     traced, what else is known of the kernel.
 
     Args:
         kernel: whose problem keeps the graphs.
-        name: ``"field"``, ``"step"`` or ``"back"``, the last after one of the others in the same solve, and traced only where that
-            one was and has been compared.
+        name: ``"field"``, ``"step"`` or ``"back"``.
         steps: that this solve takes.
+        compared: what this solve has found to be the model's already.
         theta: (B, P). phi: (B, M). h: (1, G). clock: (1, C). x, y: (B, n, ...).
     """
     problem, own = kernel.problem, getattr(kernel, name)
     if not (problem.trace or problem.compile):
         return own, None
     key = (kernel, _shapes(theta, phi, h, clock, x, y), problem.state(theta.device), torch.is_inference_mode_enabled())
-    if (seen := problem.graphs.get(key)) is None:
-        problem.graphs.put(key, seen := Seen())
+    seen: Seen = problem.graphs.get(key) or Seen()
+    if not seen.steps:
+        problem.graphs.put(key, seen)
     if name != "back":
-        seen.before, seen.steps, seen.compared = seen.steps, seen.steps + steps, False
-    elif not seen.compared:
-        return own, None
+        seen.before, seen.steps = seen.steps, seen.steps + steps
     if (seen.before < problem.trace_after and not problem.compile) or seen.changes >= CHANGES or seen.graphs.get(name, own) is None:
         return own, None
     with torch.no_grad(), exact(problem.tf32):
-        graph = seen.graphs.get(name)
-        if graph is None or name != "back":
-            trials = _trials(kernel, theta, phi, h, clock, x, y)
-        if graph is not None and name != "back" and not all([trial.agrees(name, graph) for trial in trials]):
-            problem.graphs.put(key, seen := Seen(0, steps, changes=seen.changes + 1))
-            if not problem.compile:
+        trials: list[_Trial] = []
+        if compared is not seen or name not in seen.graphs:
+            trials, standing = _trials(kernel, theta, phi, x, y), seen.graphs.get("gradient")
+            if standing is not None and not all([trial.agrees(standing) for trial in trials]):
+                seen = Seen(0, steps, changes=seen.changes + 1)
+                problem.graphs.put(key, seen)
+                if not problem.compile:
+                    return own, None
+        for wanted in ("gradient", name):
+            if wanted not in seen.graphs:
+                with _tracing:
+                    function, given = getattr(kernel, wanted), trials[-1].inputs(wanted, h, clock)
+                    seen.graphs[wanted] = _trace(problem, problem.compile and wanted == name, function, given, wanted)
+            if seen.graphs[wanted] is None:
+                seen.graphs[name] = None
                 return own, None
-            graph = None
-        if graph is None:
-            with _tracing:
-                graph = seen.graphs[name] = _trace(problem, problem.compile, own, trials[-1].inputs(name), name)
-    if graph is None:
-        return own, None
-    seen.compared = True
+    graph = cast(Callable[..., list[Tensor]], seen.graphs[name])
     return graph if name == "back" else lambda *given: graph(*given)[0], seen
 
 
@@ -104,9 +108,9 @@ def replayed(
     """A function beside the steps: replayed if its shape has come up often enough, else as it is.
 
     Args:
-        seen: what belongs to a step whose trace has been compared with the model in this solve; ``None`` if none was. The trace of
-            this function stands beside that step's, and goes with it when the model is found changed. So it may use the support
-            loss, and nothing else of the user's.
+        seen: what belongs to a step that is traced in this solve, so that the support loss has been compared; ``None`` if none is.
+            The trace of this function stands beside that step's, and goes with it when the loss is found changed. So it may use the
+            support loss, and nothing else of the user's.
         name: of the function, which has one meaning for a kernel.
         compiled: compile it, which pays for what takes longer than a step.
     """
@@ -130,64 +134,53 @@ def _shapes(*given: Any) -> tuple:
 
 
 def _trials(kernel: Kernel, theta: Tensor, *given: Any) -> list[_Trial]:
-    """Trials ever closer to theta, until one has a slope: a model may be defined on one side of zero alone, or at theta alone."""
+    """Trials ever closer to theta, until one has a gradient: a model may be defined on one side of zero, or at theta alone."""
     scale = theta.square().mean().sqrt()
     trials: list[_Trial] = []
     for sizes in (torch.where(scale > 0, scale, 1.0), theta, torch.zeros_like(theta)):
         trials.append(_Trial(kernel, 0.1 * sizes, theta, *given))
-        if trials[-1].slope.isfinite().all():
+        if trials[-1].gradient.isfinite().all():
             break
     return trials
 
 
 class _Trial:
-    """Inputs at which a graph and the kernel's own functions are compared: away from theta, where a term may be flat, and with a
-    step that is neither lost in rounding nor far from where it starts."""
+    """Where a graph and the kernel's own gradient are compared: away from theta, where a term may be flat."""
 
-    def __init__(
-        self, kernel: Kernel, distance: Tensor, theta: Tensor, phi: Tensor, h: Tensor, clock: Tensor, x: Any, y: Any
-    ) -> None:
+    def __init__(self, kernel: Kernel, distance: Tensor, theta: Tensor, phi: Tensor, x: Any, y: Any) -> None:
         self.kernel = kernel
         number = torch.arange(theta.shape[1], device=theta.device) + 1.0
         u = theta + distance * number.cos().to(theta)  # (B, P)
         # What theta and phi do may be flat where they are, too. But it may be defined nowhere else.
         elsewhere = theta + distance * number.sin().to(theta) if kernel.to_theta else theta
         moved = phi + 0.1 * (torch.arange(phi.shape[1], device=phi.device) + 1.0).sin().to(phi)
-        self.slope = kernel.field(u, elsewhere, moved, x, y)  # (B, P)
-        if not (kernel.to_theta or kernel.to_phi(phi)) or self.slope.isfinite().all():
-            theta, phi = elsewhere, moved
-        else:
-            self.slope = kernel.field(u, theta, phi, x, y)
-        size = max(0.03, 30 * torch.finfo(u.dtype).eps) * u.norm() / self.slope.norm()
-        size = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h)
-        memory = [self.slope, self.slope.square()][: kernel.rule.slots - 1]  # of the size that momenta have
-        self.z = torch.cat([u, *memory], 1) if memory else u
-        size = size.contiguous()  # a graph is made for one memory layout
-        self.given = {
-            "field": (u, theta, phi, x, y),
-            "step": (self.z, theta, phi, size, clock, x, y),
-        }
+        self.given = tree_map(Tensor.contiguous, (u, elsewhere, moved, x, y))  # a graph is made for one memory layout
+        self.gradient = kernel.gradient(*self.given)  # (B, P)
+        if (kernel.to_theta or kernel.to_phi(phi)) and not self.gradient.isfinite().all():
+            self.given = tree_map(Tensor.contiguous, (u, theta, phi, x, y))
+            self.gradient = kernel.gradient(*self.given)
 
-    def agrees(self, name: str, graph: Callable[..., list[Tensor]]) -> bool:
-        """Whether the graph gives every task what the kernel gives it; where a step takes one slope, it is at hand."""
-        found, kernel, own, start = graph(*self.given[name])[0], self.kernel, self.slope, torch.zeros_like(self.slope)
-        one = name == "step" and kernel.rule.evaluations == 1
+    def agrees(self, graph: Callable[..., list[Tensor]]) -> bool:
+        """Whether the graph of the gradient gives every task what the kernel gives it."""
+        found = graph(*self.given)[0]
+        if _to_the_bit(False, found):
+            return _equal(found, self.gradient)
+        return _agree(found, self.gradient, torch.zeros_like(found))
+
+    def inputs(self, name: str, h: Tensor, clock: Tensor) -> tuple[Any, ...]:
+        """All inputs of a function of the kernel; a step of them is neither lost in rounding nor far from where it starts."""
+        if name in ("gradient", "field"):
+            return self.given
+        u, theta, phi, x, y = self.given
+        slope = self.kernel.field(*self.given)
+        size = max(0.03, 30 * torch.finfo(u.dtype).eps) * u.double().norm() / slope.double().norm()
+        size = torch.where(size.isfinite(), size, 1.0).to(h).expand_as(h).contiguous()
+        memory = [slope, slope.square()][: self.kernel.rule.slots - 1]  # of the size that momenta have
+        z = torch.cat([u, *memory], 1) if memory else u
         if name == "step":
-            _, _, _, size, clock, _, _ = self.given["step"]
-            own, start = kernel.advance(self.z, self.slope, size, clock) if one else kernel.step(*self.given["step"]), self.z
-        if _to_the_bit(kernel.problem.compile, found):  # a slope at hand was computed from another memory layout
-            return _equal(found, own) or (one and _equal(found, kernel.step(*self.given["step"])))
-        slots = kernel.rule.slots if one else 1
-        # part by part: the steps of Adam are all of one length, which hides what the momenta show
-        return all(_agree(*parts) for parts in zip(*(t.chunk(slots, 1) for t in (found, own, start)), strict=True))
-
-    def inputs(self, name: str) -> tuple[Any, ...]:
-        """All inputs of the function."""
-        if name != "back":
-            return self.given[name]
-        z, theta, phi, h, clock, x, y = self.given["step"]
-        end = self.kernel.step(z, theta, phi, h, clock, x, y)
-        sizes = h.expand(len(z), -1) if self.kernel.sensitivities else h
+            return z, theta, phi, size, clock, x, y
+        end = self.kernel.step(z, theta, phi, size, clock, x, y)
+        sizes = size.expand(len(z), -1) if self.kernel.sensitivities else size
         return z, end, theta, phi, sizes, clock, x, y, z.sin()  # any direction does
 
 
@@ -227,7 +220,9 @@ def _trace(
         make = partial(_capture, make)
     try:
         given = tree_map(Tensor.contiguous, given)  # a graph is made for one memory layout
-        graph = make(lambda *leaves: function(*tree_unflatten(leaves, structure)), *flat)
+        with warnings.catch_warnings():  # the compiler's own
+            warnings.simplefilter("ignore", DeprecationWarning)
+            graph = make(lambda *leaves: function(*tree_unflatten(leaves, structure)), *flat)
         if any(not isinstance(entry, Tensor) for entry in given):  # several inputs to the model
             flat_graph = graph
             graph = lambda *entries: flat_graph(*tree_leaves(entries))  # noqa: E731
@@ -245,7 +240,7 @@ def _trace(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not reason:
         return graph
-    if compiled:
+    if problem.compile:
         problem.warn_once("compile", f"the inner step cannot be compiled and runs eagerly: {reason}")
     return None
 

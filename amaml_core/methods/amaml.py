@@ -193,7 +193,7 @@ class AMAML:
                 found = replace(found, phi_gradient=to_phi)
             return total.masked_fill(lost, 0), found
 
-        return end, Pullback(pullback, steps.compared)
+        return end, Pullback(pullback)
 
     def _chain(
         self, problem: Problem, theta: Tensor, tasks: Tasks, phi: Tensor | None = None, steps: int | None = None

@@ -32,4 +32,4 @@ class FOMAML(Descent):
         """Adapted parameters (B, P), and the identity."""
         steps = self.chain(problem, theta, tasks)
         adapted = steps.adapted(steps.end())
-        return adapted, Pullback(lambda gradient: (gradient, self.diagnostics()), steps.compared)
+        return adapted, Pullback(lambda gradient: (gradient, self.diagnostics()))

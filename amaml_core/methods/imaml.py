@@ -69,7 +69,7 @@ class GradientDescent:
     def solve(
         self, problem: Problem, theta: Tensor, tasks: Tasks, regularization: float, phi: Tensor | None = None
     ) -> tuple[Tensor, tracing.Seen | None]:
-        """The adapted parameters (B, P), and what belongs to a traced step that was compared with the model."""
+        """The adapted parameters (B, P), and what belongs to a step that was traced."""
         steps = self.chain(problem, theta, tasks, regularization, phi, self.steps)
         return steps.adapted(steps.end()), steps.compared
 
@@ -267,7 +267,7 @@ class IMAML:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P), which knows its ``cg_residual`` (B,)."""
         theta = theta.detach()
         u, compared = self.inner.solve(problem, theta, tasks, self.regularization, phi)
-        return u, Pullback(lambda gradient: self._pull(problem, theta, tasks, phi, u, compared, gradient), compared)
+        return u, Pullback(lambda gradient: self._pull(problem, theta, tasks, phi, u, compared, gradient))
 
     def _pull(
         self, problem, theta, tasks, phi, u: Tensor, compared: tracing.Seen | None, gradient: Tensor

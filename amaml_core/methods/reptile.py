@@ -32,4 +32,4 @@ class Reptile(Descent):
         """Adapted parameters (B, P), and a pullback that returns ``theta - adapted`` (B, P) whatever it is given."""
         steps = self.chain(problem, theta, tasks)
         adapted = steps.adapted(steps.end())
-        return adapted, Pullback(lambda gradient: (theta.detach() - adapted, self.diagnostics()), steps.compared)
+        return adapted, Pullback(lambda gradient: (theta.detach() - adapted, self.diagnostics()))
