@@ -8,7 +8,7 @@ is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -196,9 +196,10 @@ class Chain:
         return {}
 
     def look_again(self) -> None:
-        """Between two steps that a user calls one by one: the model may have been changed since the last one."""
+        """Between steps that a user takes one by one the model may be changed: they run as it is then, untraced."""
         if not self.kernel.problem.unchanging:
-            self._found.clear()
+            now = replace(self.kernel)  # which has not looked up yet what is frozen
+            self._found.update(step=(now.step, None), field=(now.field, None))
 
     def _fast(self, name: Literal["field", "step", "back"]) -> Callable:
         """This function of the kernel, traced where that is possible; looked up once in a solve."""

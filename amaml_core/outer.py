@@ -102,7 +102,8 @@ class OuterLoop:
                 parameter.grad = gradient * shrink
         if self.learned is not None:
             self.learned.take(gradients[-1])
-        free, before = self._problem.free(), self.theta.clone()
+        free = self._problem.free()
+        before = self.theta if free is None else self.theta.clone()
         self.optimizer.step()
         if free is not None:  # some optimisers move what has no gradient: weight decay and momentum do
             self._theta.data = torch.where(free, self._theta.data, before)

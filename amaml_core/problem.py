@@ -130,7 +130,7 @@ class Problem:
             warnings.warn(message, stacklevel=2)
 
     def forget(self) -> None:
-        """Drop what was traced and found out, after a change of the model or the loss that one step cannot show."""
+        """Drop what was traced and found out, after a change that no gradient of the support loss shows."""
         for memory in (self.graphs, self.findings, self.fitting):
             memory.clear()
 

@@ -8,9 +8,10 @@ than a step, so a shape is traced when it has taken ``trace_after`` of them befo
 
 A model that decides by the values of its data cannot be traced, and runs as it is. What a trace cannot see is that the model or
 the loss is *changed* afterwards. So the gradient of the support loss is traced, too, and every solve compares it with the model's
-own, away from theta: to the bit on a CPU, but for rounding on a GPU. Where they differ, all that was traced for this shape is
-dropped. That gradient is the user's part of a step, before decay, masks, clipping and step sizes, which might hide a change. A
-change that shows at no such point, or for no point of the first minibatch where there are several, needs ``problem.forget()``.
+own, away from theta: to the bit on a CPU, to a thousandth in single precision on a GPU. Where they differ, all that was traced for
+this shape is dropped. That gradient is the user's part of a step, before decay, masks, clipping and step sizes, which might hide a
+change. A change that shows at no such point, or for no point of the first minibatch where there are several, needs
+``problem.forget()``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,11 +66,12 @@ def fast(
 
     Args:
         kernel: whose problem keeps the graphs.
-        name: ``"field"``, ``"step"`` or ``"back"``.
+        name: ``"field"``, ``"step"`` or ``"back"``, the last only beside a step that is traced in the same solve.
         steps: that this solve takes.
         compared: what this solve has found to be the model's already.
         theta: (B, P). phi: (B, M). h: (1, G). clock: (1, C). x, y: (B, n, ...).
     """
+    kernel = replace(kernel)  # one that has not looked up yet what is frozen, as the key below does
     problem, own = kernel.problem, getattr(kernel, name)
     if not (problem.trace or problem.compile):
         return own, None
@@ -79,6 +81,8 @@ def fast(
         problem.graphs.put(key, seen)
     if name != "back":
         seen.before, seen.steps = seen.steps, seen.steps + steps
+    elif compared is not seen:
+        return own, None
     if (seen.before < problem.trace_after and not problem.compile) or seen.changes >= CHANGES or seen.graphs.get(name, own) is None:
         return own, None
     with torch.no_grad(), exact(problem.tf32):
@@ -88,17 +92,21 @@ def fast(
             if standing is not None and not all([trial.agrees(standing) for trial in trials]):
                 seen = Seen(0, steps, changes=seen.changes + 1)
                 problem.graphs.put(key, seen)
-                if not problem.compile:
+                if problem.compile and seen.changes >= CHANGES:
+                    problem.warn_once("compile", f"the loss has changed {CHANGES} times; the inner step is not compiled any more")
+                if not problem.compile or seen.changes >= CHANGES:
                     return own, None
-        for wanted in ("gradient", name):
-            if wanted not in seen.graphs:
-                with _tracing:
+        for wanted in ("gradient", name) if name not in seen.graphs else ():
+            with _tracing:
+                if wanted not in seen.graphs:
                     function, given = getattr(kernel, wanted), trials[-1].inputs(wanted, h, clock)
                     seen.graphs[wanted] = _trace(problem, problem.compile and wanted == name, function, given, wanted)
             if seen.graphs[wanted] is None:
                 seen.graphs[name] = None
-                return own, None
-    graph = cast(Callable[..., list[Tensor]], seen.graphs[name])
+                break
+        graph = seen.graphs[name]
+    if graph is None:
+        return own, None
     return graph if name == "back" else lambda *given: graph(*given)[0], seen
 
 
@@ -114,7 +122,7 @@ def replayed(
         name: of the function, which has one meaning for a kernel.
         compiled: compile it, which pays for what takes longer than a step.
     """
-    if seen is None:
+    if seen is None or not problem.unchanging:
         return function
     key = f"{name} {_shapes(given)}"
     if key not in seen.uses and len(seen.uses) >= SHAPES:
@@ -216,12 +224,13 @@ def _trace(
     expected = _listed(function(*given))  # first, so that the model's own errors are the caller's
     flat, structure = tree_flatten(given)
     make, on_gpu = _compile if compiled else _interpret, flat[0].is_cuda
-    if on_gpu:
+    if on_gpu and name != "gradient":  # which runs once in a solve
         make = partial(_capture, make)
     try:
         given = tree_map(Tensor.contiguous, given)  # a graph is made for one memory layout
-        with warnings.catch_warnings():  # the compiler's own
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with warnings.catch_warnings():
+            if compiled:
+                warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
             graph = make(lambda *leaves: function(*tree_unflatten(leaves, structure)), *flat)
         if any(not isinstance(entry, Tensor) for entry in given):  # several inputs to the model
             flat_graph = graph
@@ -266,12 +275,16 @@ def _interpret(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor
 
 
 def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
+    from torch._inductor import config
+
     given: list[Any] = _contiguous(*(t.detach().clone() for t in inputs))
+    # The compiler writes small tensors into its code. But buffers and weights of a loss may be changed in place.
+    settings: dict[str, Any] = {"always_keep_tensor_constants": True}
     if given[0].is_cuda:
-        run = torch._inductor.compile(_graph(function, given), given)
+        with config.patch(settings):
+            run = torch._inductor.compile(_graph(function, given), given)
         return lambda *arguments: list(run(*arguments))
     # Straight to inductor's core: the layers above it prepare for autograd and cost as much as a small step.
-    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
 
@@ -285,7 +298,8 @@ def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]
     ):
         graph = _graph(functionalize(graph), given, table)  # the derivatives of some layers write in place
     places = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    settings: dict[str, Any] = {} if config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}  # the compiler knows this CPU
+    if config.cpp.vec_isa_ok is None:
+        settings["cpp.vec_isa_ok"] = True  # the compiler knows this CPU
     if given[0].dtype == torch.float32:
         settings["layout_optimization"] = False  # as measured, convolutions are faster as they lie
     with tracing(TracingContext(places[0].fake_mode)), config.patch(settings):

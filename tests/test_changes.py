@@ -42,6 +42,8 @@ def same(method, make, theta, tasks, state, values, tolerance=0.0):
         for name in ("gradient", "adapted", "query_loss"):
             assert relative(getattr(one, name).double(), getattr(other, name).double()) <= tolerance, (name, state)
         found.append(other.gradient)
+        if len(found) == 1:  # or the model would be compared with itself
+            assert [used.graphs.get(key).graphs["step"] is not None for key in used.graphs.keys()] == [True]
     assert not torch.equal(found[0], found[1])  # the change makes a difference
     return used
 
@@ -171,17 +173,50 @@ def test_inner_steps_that_are_taken_one_by_one(method):
     assert relative(steps(Fast), steps(partial(Problem, trace=False))) < 1e-12
 
 
-def test_the_way_back_after_a_change_and_its_return():
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("entries", [0, 3, 20])
+def test_a_weight_of_the_loss_that_is_written_to(entries, compile):
+    problem, theta, tasks = regression()
+    weight = torch.ones((1,) * bool(entries) + (entries,) * bool(entries)).double()
+    used, plain = (
+        Problem(problem.model, lambda p, y: (weight * (p - y).square()).mean(), **options)
+        for options in ({"compile": compile, "trace_after": 0}, {"trace": False})
+    )
+    for value in (1.0, 2.0, 0.5):
+        weight.fill_(value)
+        found = [meta_gradient(AMAML(0.5, Euler(10)), p, theta, tasks).gradient for p in (used, plain)]
+        assert relative(*found) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "method", [AMAML(0.5, Euler(10)), IMAML(GradientDescent(0.05, 10), on_negative_curvature="truncate")],
+    ids=lambda m: type(m).__name__,
+)  # fmt: skip
+def test_the_way_back_after_a_change_and_its_return(method):
     problem, theta, tasks = regression()
     scale = [1.0]
     used = Fast(problem.model, lambda p, y: scale[0] * mse_loss(p, y))
-    method = AMAML(0.5, Euler(10))
     u, back = method(used, theta, tasks)
     scale[0] = 3.0
     back(torch.ones_like(u))
     scale[0] = 1.0
     expected = meta_gradient(method, Problem(problem.model, mse_loss, trace=False), theta, tasks).gradient
     assert torch.equal(meta_gradient(method, used, theta, tasks).gradient, expected)
+
+
+def test_a_parameter_that_is_frozen_between_two_steps_or_before_the_way_back():
+    problem, theta, tasks = regression()
+    method, weight = AMAML(0.5, Euler(10), inner=InnerLoop(weight_decay=0.1)), next(problem.model.parameters())
+    used, plain = Fast(problem.model, mse_loss), Problem(problem.model, mse_loss, trace=False)
+    step, u = method.inner_step(used, theta, tasks), theta.expand(len(tasks), -1)
+    first = step(u)
+    end, back = method(used, theta, tasks)
+    weight.requires_grad_(False)
+    assert torch.equal(step(first)[:, : weight.numel()], first[:, : weight.numel()])
+    back(torch.ones_like(end))
+    found = [meta_gradient(method, p, theta, tasks) for p in (used, plain)]
+    assert torch.equal(found[0].adapted, found[1].adapted) and torch.equal(found[0].gradient, found[1].gradient)
+    assert torch.equal(found[0].adapted[:, : weight.numel()], theta[: weight.numel()].expand(len(tasks), -1))
 
 
 @pytest.mark.parametrize("frozen", [True, False])

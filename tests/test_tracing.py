@@ -160,7 +160,7 @@ def test_a_loss_that_has_changed_is_noticed_and_traced_anew(count):
     assert count.count("step") <= tracing.CHANGES + 1
 
 
-@pytest.mark.parametrize("traceable", [("step", "back"), ("back",)], ids="-".join)
+@pytest.mark.parametrize("traceable", [("gradient", "step", "back"), ("gradient", "back")], ids="-".join)
 def test_the_way_back_is_traced_only_beside_a_step_that_was_compared(traceable, monkeypatch):
     # What is traced beside a step that was not, no later comparison would find changed.
     problem, theta, tasks = regression()
@@ -171,6 +171,7 @@ def test_the_way_back_is_traced_only_beside_a_step_that_was_compared(traceable, 
     for scale[0] in (1.0, 1.1, 1.0, 1.0, 1.2):
         expected = meta_gradient(method, plain(changing), theta, tasks).gradient
         assert relative(meta_gradient(method, changing, theta, tasks).gradient, expected) < 1e-11
+        assert graphs(changing) == ({"step", "back"} if scale[0] == 1.0 and "step" in traceable else set())
 
 
 def test_adam_notices_that_the_loss_has_changed_also_where_the_slope_is_small():
