@@ -230,6 +230,10 @@ def test_a_run_without_data_finds_none(chapter, tmp_path, monkeypatch):
     for data in (True, False):
         made = nbformat.read(notebooks.run("one", "smoke", data=data), as_version=4)
         assert [output.text for output in made.cells[-1].outputs] == [f"{data}\n"]
+    chapter("from amaml_core.datasets import load_ratings\n\nload_ratings('ml-100k', allow_stand_in=True)")
+    notebooks.run("one", "smoke")
+    with pytest.raises(ValueError, match="one reads data, and was run without: let READERS in the Makefile name it"):
+        notebooks.run("one", "smoke", data=False)
 
 
 def test_a_run_is_older_than_a_source_that_changed_on_the_way(chapter):

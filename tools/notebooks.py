@@ -312,7 +312,8 @@ def run(name: str, profile: str, seed: int = 0, data: bool = True) -> Path:
         papermill.exceptions.PapermillExecutionError: a cell failed; ``_runs/PROFILE/NAME.failed.ipynb`` shows where.
         RuntimeError: the solution of an exercise failed; the same file shows where.
         OSError: the run cannot be written; the error names it.
-        ValueError: no such chapter or profile, a seed below 0, or the notebook has no proper `parameters` cell.
+        ValueError: no such chapter or profile, a seed below 0, the notebook has no proper `parameters` cell, or it reads data that
+            it was to be run without.
     """
     if name not in names():
         raise ValueError(f"no chapter {name!r} in {SOURCES}; there are {', '.join(names())}")
@@ -363,7 +364,11 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
             if "exercise" in cell.metadata and any(output.output_type == "error" for output in cell.outputs):
                 raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
         raise
-    notebook = clean(nbformat.read(made, as_version=4))
+    notebook = nbformat.read(made, as_version=4)
+    texts = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
+    if not data and any("Using a stand-in" in text for text in texts):
+        raise ValueError(f"{name} reads data, and was run without: let READERS in the Makefile name it")
+    notebook = clean(notebook)
     notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.monotonic() - clock))
     write(notebook, made)
     os.utime(made, (began, began))  # as old as what it was made from, or make would miss a change on the way
