@@ -49,6 +49,7 @@ override RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
 override CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
 override DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
+override MANIFESTS := $(wildcard $(DATA)/*/manifest.json)
 override INPUTS := $(CODE) $(wildcard results/full/*.jsonl)
 # And some chapters read data. The others are run as if there were none, so that data that come later do not concern them.
 override READERS := 01_learning_to_learn 12_collaborative_filtering 13_few_shot_images 17_published_ratings 19_report
@@ -138,7 +139,7 @@ notebooks: $(READY)  ## run every chapter at PROFILE, into _runs/PROFILE
 	+@$(MAKE) --no-print-directory -k -j"$$JOBS" $(RUNS)
 
 # `make data` comes first and in a make of its own, so its results are seen here.
-$(READERS:%=_runs/$(PROFILE)/%.ipynb): $(wildcard $(DATA)/*/manifest.json)
+$(READERS:%=_runs/$(PROFILE)/%.ipynb): $(MANIFESTS)
 
 _runs/$(PROFILE)/%.ipynb: book/src/%.md $(INPUTS) tools/notebooks.py $(READY)
 	@$(call run,$*)

@@ -55,14 +55,14 @@ def test_the_makefile_asks_the_same_rule(home):
     # The manifests that a run of the chapters depends on, as make sees them, for a value as a person writes it.
     (home / "data" / "ml-100k").mkdir(parents=True)
     (home / "data" / "ml-100k" / "manifest.json").touch()
-    show = "show:\n\t@echo $(DATA) $(INPUTS)\n"
+    show = "show:\n\t@echo $(DATA) $(MANIFESTS)\n"
     command = ["make", "-f", "Makefile", "-f", "-", "show", f"PYTHON={sys.executable}", "AMAML_DATA=~/data"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     environment["HOME"] = str(home)
     done = subprocess.run(command, cwd=ROOT, input=show, capture_output=True, text=True, env=environment)
-    folder, *inputs = done.stdout.split()
+    folder, *manifests = done.stdout.split()
     assert folder == str(home / "data"), done.stderr
-    assert f"{folder}/ml-100k/manifest.json" in inputs
+    assert f"{folder}/ml-100k/manifest.json" in manifests
 
 
 def test_a_mirror_follows_the_rule_too(home, monkeypatch, tmp_path):

@@ -172,7 +172,7 @@ def test_what_is_no_setting_is_neither_taken_nor_run(make, tmp_path):
     given = [f"{name}=$(shell touch {hit})" for name in own]
     code, said, asked = make("notebook", "NB=04_adjoint", *given)
     assert code == 0 and not hit.exists(), said
-    assert asked == "<-m><tools.notebooks><run><04_adjoint><--profile><smoke><--seed><0>"
+    assert asked == "<-m><tools.notebooks><run><04_adjoint><--profile><smoke><--without-data><--seed><0>"
     code, said, _ = make("data", "-e", **dict(text.split("=", 1) for text in given))
     assert code == 0 and not hit.exists(), said
 

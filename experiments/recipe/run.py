@@ -38,7 +38,7 @@ class WithOuterTerm:
         """Adapted parameters (B, P), and the pullback (B, P) -> (B, P)."""
         adapted, pullback = self.method(problem, theta, tasks)
         moved = self.weight * (adapted - theta)  # (B, P)
-        return adapted, Pullback(lambda gradient: self._run(pullback, gradient, moved), getattr(pullback, "compared", None))
+        return adapted, Pullback(lambda gradient: self._run(pullback, gradient, moved))
 
     @staticmethod
     def _run(pullback: Pullback, gradient: Tensor, moved: Tensor):
