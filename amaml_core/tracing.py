@@ -224,6 +224,8 @@ def _trace(
     expected = _listed(function(*given))  # first, so that the model's own errors are the caller's
     flat, structure = tree_flatten(given)
     make, on_gpu = _compile if compiled else _interpret, flat[0].is_cuda
+    if name == "gradient" and problem.compile:
+        make = partial(_interpret, copied=True)
     if on_gpu and name != "gradient":  # which runs once in a solve
         make = partial(_capture, make)
     try:
@@ -265,8 +267,18 @@ def _graph(function: Callable, inputs: list[Tensor], decompositions: dict | None
     return graph
 
 
-def _interpret(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
+def _interpret(function: Callable, *inputs: Tensor, copied: bool = False) -> Callable[..., list[Tensor]]:
+    """The graph as Python.
+
+    Args:
+        copied: with buffers and weights of the loss as they are now. The compiler has copies of its own, which do not follow when
+            one of them is written to; what is to show that must not follow either.
+    """
     graph = _graph(function, _contiguous(*(t.detach() for t in inputs)))
+    for name in {node.target for node in graph.graph.nodes if copied and node.op == "get_attr"}:
+        constant = getattr(graph, name)
+        delattr(graph, name)
+        graph.register_buffer(name, constant.detach().clone())
     for node in graph.graph.nodes:  # some kernels lay out their results in another way than they tell the tracer
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
@@ -275,16 +287,12 @@ def _interpret(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor
 
 
 def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]:
-    from torch._inductor import config
-
     given: list[Any] = _contiguous(*(t.detach().clone() for t in inputs))
-    # The compiler writes small tensors into its code. But buffers and weights of a loss may be changed in place.
-    settings: dict[str, Any] = {"always_keep_tensor_constants": True}
     if given[0].is_cuda:
-        with config.patch(settings):
-            run = torch._inductor.compile(_graph(function, given), given)
+        run = torch._inductor.compile(_graph(function, given), given)
         return lambda *arguments: list(run(*arguments))
     # Straight to inductor's core: the layers above it prepare for autograd and cost as much as a small step.
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
 
@@ -298,8 +306,7 @@ def _compile(function: Callable, *inputs: Tensor) -> Callable[..., list[Tensor]]
     ):
         graph = _graph(functionalize(graph), given, table)  # the derivatives of some layers write in place
     places = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    if config.cpp.vec_isa_ok is None:
-        settings["cpp.vec_isa_ok"] = True  # the compiler knows this CPU
+    settings: dict[str, Any] = {} if config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}  # the compiler knows this CPU
     if given[0].dtype == torch.float32:
         settings["layout_optimization"] = False  # as measured, convolutions are faster as they lie
     with tracing(TracingContext(places[0].fake_mode)), config.patch(settings):
