@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import patch
 
 import jupytext
 import nbformat
@@ -339,23 +340,22 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
     began, clock, source = time.time(), time.monotonic(), read_source(name)  # files have dates, and dates may jump
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
-    os.environ["AMAML_PROFILE"] = profile
-    if not data:
-        os.environ["AMAML_DATA"] = str(scratch / "none")
+    settings = {"AMAML_PROFILE": profile} | ({} if data else {"AMAML_DATA": str(scratch / "none")})
     record = _here_and_now(name, profile)
     nbformat.write(with_solutions(clean(source)), given)
     try:
-        papermill.execute_notebook(
-            given,
-            made,
-            parameters={"profile": profile} | ({"seed": seed} if seed else {}),
-            kernel_name="python3",
-            kernel_manager_class=own_kernel(scratch),
-            cwd=NOTEBOOKS,
-            progress_bar=False,
-            execution_timeout=CELL_TIMEOUT[profile],
-            extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
-        )
+        with patch.dict(os.environ, settings):  # for this run alone: the next one may be with data
+            papermill.execute_notebook(
+                given,
+                made,
+                parameters={"profile": profile} | ({"seed": seed} if seed else {}),
+                kernel_name="python3",
+                kernel_manager_class=own_kernel(scratch),
+                cwd=NOTEBOOKS,
+                progress_bar=False,
+                execution_timeout=CELL_TIMEOUT[profile],
+                extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
+            )
     except papermill.exceptions.PapermillExecutionError as error:
         executed = nbformat.read(made, as_version=4)
         made.replace(failed)
