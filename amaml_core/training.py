@@ -180,6 +180,7 @@ def fit(
         outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
         watched.try_out(method, problem, outer, kept=checkpoint is not None)
         settings = {"method": method, "learn": learn, "multi_step": multi_step, "validation": watched or None, "seed": seed}
+        settings["tf32"] = problem.tf32
         further = {"meta_steps": meta_steps, "checkpoint": checkpoint is not None}
         ranks.same(lambda: description(problem, outer, settings | further))
         path, identity = None, {}

@@ -107,6 +107,7 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
     downloader = ResumingDownloader(target.with_name(f"{target.name}.part"), hosts)
     # pooch collects in a temporary file, which a kill would leave: it has a folder of its own, and the caller works alone.
     scratch = target.with_name(f".{target.name}.fetching")
+    shutil.rmtree(scratch, ignore_errors=True)
     if target.exists():
         print(f"{target.name}: checking the copy of {urls[0]}", flush=True)
         algorithm, _, expected = known_hash.partition(":")
@@ -120,7 +121,6 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
             continue
         print(f"{target.name}: fetching {url}", flush=True)
         try:
-            shutil.rmtree(scratch, ignore_errors=True)
             os.replace(pooch.retrieve(url, known_hash, fname=target.name, path=scratch, downloader=downloader), target)
             return
         except DataError as error:

@@ -22,9 +22,8 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from hosts import Host, served
 from PIL import Image, ImageOps
 
 from data_scripts import __main__ as everything
@@ -1051,57 +1051,12 @@ def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, capsys: pytest.C
 # -- network
 
 
-@dataclass
-class Host:
-    """A web server on this machine that serves one file, and can be told to misbehave."""
-
-    body: bytes
-    ranges: bool = True
-    cut_after: int | None = None
-    status: int | None = None
-    asked: list[str | None] = field(default_factory=list)
-    port: int = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/ml-100k.zip"
-
-
 @pytest.fixture
 def host(offline: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(download, "SCHEMES", ("http",))  # the server of this machine has no certificate
-    serving = Host(zipped({"ml-100k/u.data": lines_100k(), "ml-100k/noise": np.random.default_rng(0).bytes(400_000)}))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range")
-            serving.asked.append(wanted)
-            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and serving.ranges else 0
-            size = len(serving.body)
-            if serving.status or start >= size:
-                self.send_response(serving.status or 416)
-                self.send_header("Content-Range", f"bytes */{size}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-            self.send_header("Content-Length", str(size - start))
-            self.end_headers()
-            self.wfile.write(serving.body[start : serving.cut_after or size])
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield serving
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    noise = np.random.default_rng(0).bytes(400_000)
+    with served(Host(zipped({"ml-100k/u.data": lines_100k(), "ml-100k/noise": noise}))) as serving:
+        yield serving
 
 
 def hosted(host: Host, *urls: str) -> DataSet:
@@ -1142,6 +1097,15 @@ def test_what_a_kill_left_of_a_download_goes_with_the_next_one(host: Host, monke
     prepare(hosted(host))
     assert seen and left.name not in seen
     assert [path.name for path in folder.iterdir()] == ["ml-100k.zip"] and arrays(ML_100K) == SORTED
+
+
+def test_what_a_kill_left_goes_where_nothing_is_left_to_download(host: Host) -> None:
+    prepare(hosted(host))
+    folder = common.archive_folder() / "movielens"
+    (folder / ".ml-100k.zip.fetching").mkdir()  # the archive was in its place already
+    (common.data_folder() / "ml-100k/manifest.json").unlink()
+    prepare(hosted(host))
+    assert host.asked == [None] and [path.name for path in folder.iterdir()] == ["ml-100k.zip"]
 
 
 def test_a_download_that_was_cut_short_goes_on_where_it_stopped(host: Host) -> None:

@@ -540,3 +540,42 @@ def test_the_fuzz_script_sums_up_in_its_last_line():
     command = [sys.executable, "tests/faults/fuzz.py", "--cases", "320", "--seed", "3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("fuzz: 320 tried: ") and "0 wrong" in done.stdout
+
+
+CARELESS = """
+import random, sys, time
+sys.path.insert(0, "tests/faults")
+import kills
+
+def writes_in_place(folder):
+    path = folder / "result"
+    if not path.exists():
+        with open(path, "w") as file:
+            for half in "ab":
+                print(half, file=file, flush=True)
+                time.sleep(0.5)
+    return path.read_text()
+
+def forgets(folder):
+    own = folder / f"temporary-{time.time_ns()}"
+    own.touch()
+    time.sleep(0.5)
+    own.unlink()
+
+def fails(folder):
+    assert not any(folder.iterdir())
+    (folder / "begun").touch()
+    time.sleep(0.5)
+
+for work in (writes_in_place, forgets, fails):
+    print([word.split()[:3] for word in kills.trials(work, 3, random.Random(0))])
+"""
+
+
+@pytest.mark.slow
+def test_the_kill_script_sees_what_careless_work_loses():
+    done = subprocess.run([sys.executable, "-c", CARELESS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    in_place, forgotten, failed = (ast.literal_eval(line) for line in done.stdout.splitlines())
+    assert ["the", "second", "run"] in in_place and ["the", "second", "run"] in failed
+    assert any(words[:1] == ["left"] for words in forgotten)

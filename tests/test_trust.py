@@ -943,6 +943,7 @@ PAIRS = {
     "its settings": ({"sampler": noisy(0.1)}, {"sampler": noisy(0.2)}, "noise: 0.1 there, 0.2 here"),
     "its data": ({"sampler": pool(0)}, {"sampler": pool(1)}, r"sampler.tasks.support_y: torch.float64 \(4, 5, 1\)"),
     "seed": ({"seed": 0}, {"seed": 1}, "seed: 0 there, 1 here"),
+    "precision": ({"tf32": False}, {"tf32": True}, "tf32: False there, True here"),
     "start": ({"theta": None}, {"theta": torch.zeros(25, dtype=F64)}, "theta: torch.float64"),
     "weight of a loss": (
         {"loss": Weighing(1.0)}, {"loss": Weighing(7.0)}, r"loss.parameters.weight: torch.float64 \(\) \w+ there",
@@ -955,8 +956,8 @@ PAIRS = {
 }  # fmt: skip
 
 
-def run(path, meta_steps=3, method=METHODS[1], model=None, loss=mse_loss, sampler=lines, **options):
-    return fit(method, Problem(model or net(), loss), sampler, meta_steps, checkpoint=path, progress=False, **options)
+def run(path, meta_steps=3, method=METHODS[1], model=None, loss=mse_loss, sampler=lines, tf32=False, **options):
+    return fit(method, Problem(model or net(), loss, tf32=tf32), sampler, meta_steps, checkpoint=path, progress=False, **options)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -30,14 +30,16 @@ PATIENCE = 300  # seconds that a run may take undisturbed
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
+from hosts import Host, served  # noqa: E402
 from problems import F64, mlp  # noqa: E402
 
 import experiments.synthetic.run  # noqa: E402, F401
 from amaml_core import AMAML, Euler, Problem, fit, training  # noqa: E402
 from amaml_core.records import write_beside  # noqa: E402
 from amaml_core.samplers import CosMixture, FunctionSampler  # noqa: E402
-from data_scripts import movielens_100k  # noqa: E402
+from data_scripts import download, movielens_100k  # noqa: E402
 from data_scripts.common import prepare  # noqa: E402
+from data_scripts.fetch import Archive, obtain  # noqa: E402
 from experiments.common import records  # noqa: E402
 from experiments.common.cells import missing, run_cells  # noqa: E402
 from experiments.synthetic.settings import cells as synthetic_cells  # noqa: E402
@@ -69,6 +71,17 @@ def data(folder: Path) -> object:
     os.environ["AMAML_DATA"] = str(folder)
     prepare(movielens_100k.DATASET)
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "ml-100k").iterdir())}
+
+
+def fetch(folder: Path) -> object:
+    """Download a megabyte from a slow host; its digest."""
+    download.SCHEMES = ("http",)  # the server of this machine has no certificate
+    os.environ |= {"AMAML_DATA": str(folder), "NO_PROXY": "127.0.0.1"}
+    os.environ.pop("AMAML_MIRROR", None)
+    body = random.Random(0).randbytes(2**20)
+    with served(Host(body, pause=0.005)) as host:
+        archive = Archive("movielens/ml-100k.zip", f"sha256:{sha256(body).hexdigest()}", (host.url,))
+        return obtain(archive).sha256
 
 
 def chapter(folder: Path) -> object:
@@ -120,7 +133,8 @@ seed = 0
 print(sum(range(seed + 10)))
 ```
 """
-WORKS: dict[str, Callable[[Path], object]] = {"fit": train, "cells": sweep, "data": data, "chapter": chapter, "pages": pages}
+WORKS: dict[str, Callable[[Path], object]]
+WORKS = {"fit": train, "cells": sweep, "data": data, "download": fetch, "chapter": chapter, "pages": pages}
 
 
 @dataclass(frozen=True)
