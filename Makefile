@@ -90,20 +90,20 @@ book: $(READY)  ## run every chapter at PROFILE and render the runs
 	$(SUBMAKE) rendered
 	@$(PY) -m tools.book report
 
-override PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n "$$JOBS" --dist loadfile -q
+override PYTEST = AMAML_PROFILE=smoke $(PY) -m pytest -n "$$JOBS" --dist $1 -q
 
 test: $(READY)  ## unit tests, style, all chapters at smoke with their checked outputs, the strict book (minutes)
 	$(SUBMAKE) data
 	$(SUBMAKE) rendered PROFILE=smoke
-	$(PYTEST) -m "not slow" tests amaml_core
+	$(call PYTEST,loadfile) -m "not slow" tests amaml_core
 
 test-slow: $(READY)  ## the tests that `make test` leaves out
 	$(SUBMAKE) data
-	$(PYTEST) -m slow tests amaml_core
+	$(call PYTEST,worksteal) -m slow tests amaml_core
 
 test-nbval: $(READY)  ## the committed notebooks run again as they are, by another program than `make test` runs them by
 	$(SUBMAKE) data
-	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(wildcard book/*.ipynb)
+	$(call PYTEST,loadfile) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(wildcard book/*.ipynb)
 
 test-browser: $(READY)  ## every rendered page in Chromium: errors, links, width, accessibility, weight (minutes)
 	$(SUBMAKE) rendered
