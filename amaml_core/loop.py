@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import signal
@@ -11,7 +12,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,14 @@ def check_functions(callbacks: Sequence[Callback], **functions: Callable | None)
             raise TypeError(f"{name} must be a function, not {type(function).__name__}")
 
 
+FUNCTIONS = ("model", "loss", "query_loss", "regularizer")  # of a problem
+
+
 def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
     """All that the result of a run depends on, the number of meta steps and the callbacks aside."""
     own, torchs = sys.modules[__package__].__version__, str(torch.__version__).partition("+")[0]  # +cpu, +cu130: the same code
     settings = settings | {checkpoints.VERSIONS: {"amaml_core": own, "torch": torchs}}
-    functions = {name: getattr(problem, name) for name in ("model", "loss", "query_loss", "regularizer")}
+    functions = {name: getattr(problem, name) for name in FUNCTIONS}
     # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
     return _described(problem, settings | functions | outer.description()) | _described(problem, sampler, "sampler")
 
@@ -97,8 +101,11 @@ def _described(problem: Problem, thing: Any, name: str = "") -> dict[str, str]:
 
 
 def description(problem: Problem, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
-    """What all ranks of a run must have been given alike, wherever their devices are: settings, start and buffers."""
-    found = _described(problem, settings | outer.description() | {"buffers": dict(problem.model.named_buffers())})
+    """What all ranks of a run must have been given alike, wherever their devices are."""
+    found = _described(problem, settings | outer.description() | {"scheduler": outer.state()["scheduler"]})
+    for name in FUNCTIONS:
+        with suppress(TypeError):  # nothing tells whether it is the same
+            found |= _described(problem, getattr(problem, name), name)
     return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
 
 
@@ -166,7 +173,7 @@ class Run:
         self.unsaved: OSError | None = None  # why the last save failed
         self._saved_at, self._saved = time.monotonic(), -1  # when, and how many meta steps
         self._mark = self.generator.get_state()  # that belongs to the rows
-        self._updating = False
+        self._kept: tuple[int, dict[str, Any]] | None = None  # amid an update: how many rows there were before, and the state
 
     def over(self, meta_steps: int) -> bool:
         """Whether there is nothing left to do."""
@@ -234,10 +241,10 @@ class Run:
     def save(self, every: float = 0.0) -> None:
         """Write the file if it is ``every`` seconds old and there is more to write. A failure is a warning: there is a next time.
 
-        If an update was broken off, the file that is there stands.
+        If an update was broken off, what is written is of before it.
         """
-        due = len(self.rows) > self._saved and time.monotonic() - self._saved_at >= every
-        if self.path is None or self._updating or not due:
+        done = len(self.rows) if self._kept is None else self._kept[0]
+        if self.path is None or done <= self._saved or time.monotonic() - self._saved_at < every:
             return
         try:
             self._write()
@@ -248,10 +255,14 @@ class Run:
 
     def _write(self) -> None:
         if self.path is not None:
-            rows = {"rows": np.array([list(row.values()) for row in self.rows]), "columns": list(self.rows[0]) if self.rows else []}
-            state = {"generator": self._mark, "outer": self.outer.state(), "best": self.best.state()}
-            checkpoints.save(self.path, self.identity, rows | state)
-            self.unsaved, self._saved_at, self._saved = None, time.monotonic(), len(self.rows)
+            done, state = self._kept or (len(self.rows), self._state())
+            rows = self.rows[:done]
+            table = {"rows": np.array([list(row.values()) for row in rows]), "columns": list(rows[0]) if rows else []}
+            checkpoints.save(self.path, self.identity, table | state)
+            self.unsaved, self._saved_at, self._saved = None, time.monotonic(), done
+
+    def _state(self) -> dict[str, Any]:
+        return {"generator": self._mark, "outer": self.outer.state(), "best": self.best.state()}
 
     def take(self, row: dict[str, float], value: float | None) -> None:
         """Take a meta step into account, and its validation if there was one."""
@@ -264,10 +275,11 @@ class Run:
     @contextmanager
     def update(self) -> Iterator[None]:
         """Within it one meta step changes the state, all of it or, in the file, nothing."""
-        self._updating = True
+        if self.path is not None:
+            self._kept = len(self.rows), copy.deepcopy(self._state())  # the optimiser writes to its own
         yield
         self._mark = self.generator.get_state()
-        self._updating = False
+        self._kept = None
 
     def history(self) -> pd.DataFrame:
         """The rows as a table."""

@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import platform
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -42,12 +43,11 @@ def write_beside(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; the error names the target.
     """
-    mark = f".{path.name}.{platform.node()}."
-    own = path.with_name(f"{mark}{os.getpid()}.{threading.get_native_id()}.tmp")
+    own = path.with_name(f".{path.name}.{_node()}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(mark)}*.*.tmp"):
-            if not _alive(left.name.removeprefix(mark).split(".")[0]):
+        for left, node, pid in _begun(path):
+            if node == _node() and not _alive(pid):
                 left.unlink(missing_ok=True)
         try:
             with open(own, "wb") as file:
@@ -64,9 +64,20 @@ def write_beside(path: Path, content: bytes) -> None:
         raise
 
 
+def _node() -> str:
+    return platform.node().replace(".", "-")
+
+
+def _begun(path: Path) -> Iterator[tuple[Path, str, str]]:
+    """What writers of a file have begun to write, each with its machine and its process."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if found := re.fullmatch(r"([^.]*)\.(\d+)\.\d+\.tmp", file.name.removeprefix(f".{path.name}.")):
+            yield file, found[1], found[2]
+
+
 def _alive(pid: str) -> bool:
     """Whether a process of this machine may still be there."""
-    if os.name != "posix" or not pid.isdigit():
+    if os.name != "posix":
         return True
     try:
         os.kill(int(pid), 0)
@@ -91,6 +102,8 @@ def _sync_folder(folder: Path) -> None:
 def alone(path: Path, wait: bool = True) -> Iterator[None]:
     """Keep others who ask for the same off a file, by a lock beside it. The system takes it from a process that is killed.
 
+    What writers left that were killed is removed, wherever they ran: those of a file that is locked write under its lock.
+
     Raises:
         BlockingIOError: somebody has it, and ``wait`` is false.
         OSError: the folder cannot be written to.
@@ -104,6 +117,8 @@ def alone(path: Path, wait: bool = True) -> Iterator[None]:
             errno.EAGAIN, "another run is using this file; wait until it has ended, or choose another file", str(path)
         ) from None
     try:
+        for left, _, _ in _begun(path):
+            left.unlink(missing_ok=True)
         yield
     finally:
         with suppress(OSError):

@@ -83,7 +83,9 @@ def run(
         options["phi"] = torch.tensor([0.3, -0.2], dtype=F64, device=device)
         problem = Problem(model, weighted, query_loss=mse_loss)
     else:
-        problem = Problem(model, mse_loss)
+        problem = Problem(model, getattr(nn.functional, options.pop("loss", "mse_loss")))
+    if decay := options.pop("decay", None):
+        options["scheduler"] = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, decay)
     if options.pop("validate", False):
         options |= {
             "validation": slopes(torch.Generator().manual_seed(9), 3).to(device),

@@ -39,12 +39,17 @@ WRONG = {  # the case, the error on the guilty rank, and that on the others
         {"fault": "other tasks", "at": [1, 3]}, f"ValueError: {OTHER}tasks.query_x: ", f"ValueError: rank 1 of {{0}}: {OTHER}task",
     ),
     "another start": ({"fault": "other start"}, f"ValueError: {OTHER}theta: ", f"ValueError: rank 1 of {{0}}: {OTHER}theta: "),
+    "another decay": (
+        {"decay": 0.5, "other": {"decay": 1.0}},
+        f"ValueError: {OTHER}scheduler.gamma: 0.5 there, 1.0 here", f"ValueError: rank 1 of {{0}}: {OTHER}scheduler.gamma: ",
+    ),
     **{
         f"another {name}: {value}": ({"other": {name: value}}, f"ValueError: {said}", f"ValueError: rank 1 of {{0}}: {said}")
         for name, value, said in (
             ("meta_steps", 0, "meta_steps must be a whole"), ("seed", -1, "seed must be a whole"),
             ("seed", 1, f"{OTHER}seed: 0 there, 1 here"), ("save", False, f"{OTHER}checkpoint: True there, False here"),
             ("meta_steps", 5, f"{OTHER}meta_steps: 6 there, 5 here"), ("validate", True, f"{OTHER}validation"),
+            ("loss", "l1_loss", f"{OTHER}loss: torch.nn.functional.mse_loss there, torch.nn.functional.l1_loss here"),
         )
     },
 }  # fmt: skip

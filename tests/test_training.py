@@ -147,6 +147,32 @@ def test_an_interrupt_amid_the_update_leaves_the_last_checkpoint(tmp_path, monke
     assert torch.equal(whole.theta, resumed.theta)
 
 
+@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.Adam(p, 0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
+def test_an_interrupt_amid_a_validation_saves_all_steps_before(tmp_path, optimizer):
+    path, tasks = tmp_path / "theta.safetensors", lines(torch.Generator().manual_seed(5))
+    settings = {"seed": 1, "validation": tasks, "validate_every": 4, "progress": False}
+
+    class Metric:
+        _left = -1  # calls until an interrupt
+
+        def __call__(self, prediction, target):
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+            return (prediction - target).square().mean((1, 2))
+
+    def run(meta_steps=20, left=-1, **options):
+        metric = Metric()
+        metric._left = left
+        return fit(METHODS[0], problem(), lines, meta_steps, optimizer, metric=metric, **settings, **options)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(left=3, checkpoint=path)
+    steps = int(re.search(r"holds (\d+) meta steps", stopped.value.__notes__[0])[1])
+    assert steps % 4 == 3  # all but the one that was being judged
+    assert same(run(checkpoint=path), run())
+
+
 def held(path):
     """Whether there is nothing in the folder but this file."""
     return [file.name for file in path.parent.iterdir()] == [path.name]
@@ -423,12 +449,20 @@ records.write_beside(Path(sys.argv[1]), b"new")
         done = subprocess.run([sys.executable, "-c", write, str(target)], cwd=Path(__file__).parents[1])
         assert done.returncode == -signal.SIGKILL and target.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 4
-    living = tmp_path / f".a[1].npz.{platform.node()}.{os.getpid()}.1.tmp"
+    living = tmp_path / f".a[1].npz.{platform.node().replace('.', '-')}.{os.getpid()}.1.tmp"
     living.write_bytes(b"under way")
     records.write_beside(path, b"newer")
     records.write_beside(other, b"newer")
     assert sorted(file.name for file in tmp_path.iterdir()) == [living.name, path.name, other.name]
     assert path.read_bytes() == other.read_bytes() == b"newer"
+
+
+def test_what_a_run_left_that_was_killed_elsewhere_goes_with_the_next_run(tmp_path):
+    path, other = tmp_path / "theta", tmp_path / ".theta.more.node-a.4711.4711.tmp"  # a writer's of another file
+    for left in (tmp_path / ".theta.node-a.4711.4711.tmp", tmp_path / ".theta..1.1.tmp", other):
+        left.write_bytes(b"under way")
+    train(2, checkpoint=path)
+    assert sorted(tmp_path.iterdir()) == [other, path]
 
 
 def test_a_file_is_on_the_disk_before_it_takes_its_targets_place(tmp_path, monkeypatch):
