@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,9 +87,14 @@ class Record:
         return key(self.kind, self.settings, self.seed)
 
     @property
+    def filled(self) -> dict[str, Any]:
+        """Its columns. One of numbers of which some are missing has NaN there."""
+        return {name: _column(values, self.rows) for name, values in self.columns.items()}
+
+    @property
     def table(self) -> pd.DataFrame:
-        """Its rows. A column of numbers of which some are missing has NaN there."""
-        return pd.DataFrame({name: _column(values, self.rows) for name, values in self.columns.items()}, range(self.rows))
+        """Its rows."""
+        return pd.DataFrame(self.filled, range(self.rows))
 
 
 def _is_pattern(content: dict, rows: int) -> bool:
@@ -253,7 +259,7 @@ def rows(evaluation: str, kind: str, folder: Path = RESULTS, **wanted: object) -
         A tidy table; empty if there are no such records.
     """
     parts = [
-        record.table.assign(**record.settings, seed=record.seed, machine=record.machine)
+        pd.DataFrame(record.filled | record.settings | {"seed": record.seed, "machine": record.machine}, range(record.rows))
         for record in of_kind(evaluation, kind, folder, **wanted)
         if record.diverged is None
     ]
