@@ -60,17 +60,22 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int]) ->
     """Write ``ratings.npz`` from Jester's matrix: a row per user, the number of ratings, then a rating or 99 per joke.
 
     Args:
-        sources: the one archive; it holds the matrix as ``jester-data-1.xls`` or ``.csv``.
+        sources: the one archive; it holds the matrix as ``jester-data-1.csv``, or, if it is the official one, as ``.xls``.
         folder: where to write.
         counts: users, items (jokes) and ratings.
     Returns: no further manifest entries.
     Raises:
-        DataError: a damaged archive, a malformed row (by line), wrong counts.
+        DataError: a damaged archive, a malformed row (by line), wrong counts, a spreadsheet of unknown origin.
     """
     (source,) = sources
     width = counts["items"] + 1
     with open_zip(source.path) as archive:
         found = find_member(archive, "jester-data-1.xls", "jester-data-1.csv")
+        if found.filename.endswith(".xls") and not source.official:  # a hundred bytes of another can ask for any memory
+            raise DataError(
+                f"{source.path}, {found.filename}: a spreadsheet is read from the official archive alone, whose bytes are known;"
+                " take that one, or put the table there as jester-data-1.csv"
+            )
         data = read_member(archive, found, 2**16 + CELL_BYTES * width * counts["users"])
     name = f"{source.path}, {found.filename}"
     if found.filename.endswith(".csv"):

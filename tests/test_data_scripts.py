@@ -285,10 +285,23 @@ def test_jester_reads_the_matrix_from_a_table(mirror: Path) -> None:
     assert arrays(JESTER) == jester_arrays()
 
 
+def put_spreadsheet(mirror: Path, data: bytes) -> DataSet:
+    """Jester with a spreadsheet in the official archive."""
+    path = put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": data}))
+    known = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return replace(JESTER, obtain=partial(obtain_all, [replace(archive, known_hash=known) for archive in jester.ARCHIVES]))
+
+
 def test_jester_reads_the_matrix_from_a_spreadsheet(mirror: Path) -> None:
-    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": biff2(MATRIX)}))
-    prepare(JESTER)
+    prepare(put_spreadsheet(mirror, biff2(MATRIX)))
     assert arrays(JESTER) == jester_arrays()
+
+
+def test_a_spreadsheet_of_unknown_origin_is_refused_unread(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_spreadsheet(mirror, biff2([[1.0]]))
+    monkeypatch.setattr(jester, "read_spreadsheet", None)
+    with pytest.raises(DataError, match=r"jester-data-1\.xls: a spreadsheet is read from the official .* as jester-data-1\.csv"):
+        prepare(JESTER)
 
 
 def test_omniglot_is_inverted_scaled_down_smoothly_and_in_order_of_names(mirror: Path) -> None:
@@ -722,9 +735,8 @@ def test_a_jester_row_too_few_is_noticed(mirror: Path) -> None:
     ids=["text", "narrow", "truncated", "not Excel"],
 )
 def test_a_malformed_spreadsheet_is_named(mirror: Path, data: bytes, message: str) -> None:
-    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": data}))
     with pytest.raises(DataError, match=r"jester-data-1\.xls " + message):
-        prepare(JESTER)
+        prepare(put_spreadsheet(mirror, data))
 
 
 GREEK = "images_background/Greek/character01/0003_02.png"
@@ -1290,10 +1302,9 @@ def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(mirror: Path
 
 
 def test_a_spreadsheet_without_the_package_that_reads_it_is_an_error(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(mirror, "jester/jester_dataset_1_1.zip", zipped({"jester-data-1.xls": biff2(MATRIX)}))
     monkeypatch.setitem(sys.modules, "xlrd", None)
     with pytest.raises(DataError, match="needs the package xlrd; install the extra 'data'"):
-        prepare(JESTER)
+        prepare(put_spreadsheet(mirror, biff2(MATRIX)))
 
 
 def test_mini_imagenet_tells_where_to_get_it(offline: Path) -> None:
