@@ -340,7 +340,10 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
     began, clock, source = time.time(), time.monotonic(), read_source(name)  # files have dates, and dates may jump
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
-    settings = {"AMAML_PROFILE": profile} | ({} if data else {"AMAML_DATA": str(scratch / "none")})
+    settings = {"AMAML_PROFILE": profile}
+    if not data:
+        settings["AMAML_DATA"] = str(scratch / "none")
+        (scratch / "none").mkdir()  # one that does not exist is an error
     record = _here_and_now(name, profile)
     nbformat.write(with_solutions(clean(source)), given)
     try:
