@@ -8,6 +8,7 @@ chapter prints is compared, what it says there is not.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool
         allow_stand_in: if the data are absent, make a low-rank matrix and say so in one line.
 
     Raises:
-        FileNotFoundError: the data are absent and no stand-in is allowed.
+        FileNotFoundError: the data are absent and no stand-in is allowed, or AMAML_DATA names no folder.
         ValueError: an unknown name, or prepared data that contradict their manifest; these are never replaced by a
             stand-in.
     """
@@ -126,7 +127,7 @@ def load_images(
         stand_in_classes: for a quick run, how many classes the stand-in for Omniglot has.
 
     Raises:
-        FileNotFoundError: the data are absent and no stand-in is allowed.
+        FileNotFoundError: the data are absent and no stand-in is allowed, or AMAML_DATA names no folder.
         ValueError: an unknown name or part, or prepared data that contradict their manifest.
     """
     parts = {"omniglot": (None,), "mini-imagenet": tuple(MINI_IMAGENET)}
@@ -160,11 +161,17 @@ def load_images(
 def _folder(name: str, root: str | Path | None, allow_stand_in: bool) -> Path | None:
     """Where a data set lies; None for a stand-in."""
     try:
-        folder = (data_root() if root is None else Path(root)) / name
+        place = data_root() if root is None else Path(root)
     except FileNotFoundError:
         if allow_stand_in:
             return None
         raise
+    if root is None and os.environ.get("AMAML_DATA") and not place.is_dir():  # an unmounted disk, or a typing mistake
+        raise FileNotFoundError(
+            f"AMAML_DATA={place} is not a folder: mount it, let `make data` make and fill it,"
+            " or unset AMAML_DATA or name an empty folder to go on with stand-ins"
+        )
+    folder = place / name
     if folder.exists():
         return folder
     if not allow_stand_in:

@@ -226,7 +226,7 @@ def test_run_gives_the_profile_and_publish_makes_it_the_committed_notebook(chapt
 
 def test_a_run_without_data_finds_none(chapter, tmp_path, monkeypatch):
     monkeypatch.setenv("AMAML_DATA", str(tmp_path))
-    chapter("from amaml_core.locations import data_root\n\nprint(data_root().exists())")
+    chapter("from amaml_core.locations import data_root\n\nprint(any(data_root().iterdir()))")
     for data in (True, False, True):
         made = nbformat.read(notebooks.run("one", "smoke", data=data), as_version=4)
         assert [output.text for output in made.cells[-1].outputs] == [f"{data}\n"]
@@ -234,6 +234,28 @@ def test_a_run_without_data_finds_none(chapter, tmp_path, monkeypatch):
     notebooks.run("one", "smoke")
     with pytest.raises(ValueError, match="one reads data, and was run without: let READERS in the Makefile name it"):
         notebooks.run("one", "smoke", data=False)
+
+
+def test_a_run_on_a_stand_in_does_not_take_the_place_of_one_on_real_data(chapter):
+    said = "Using a stand-in: low-rank ratings (MovieLens 100K not prepared)\n"
+    chapter("print(1)")
+
+    def made(path, text):
+        notebook = notebooks.clean(notebooks.read_source("one"))
+        notebook.cells[-1].outputs = [new_output("stream", name="stderr", text=text)]
+        notebooks.write(notebook, path)
+
+    made(notebooks.NOTEBOOKS / "one.ipynb", "real\n")
+    made(notebooks.run_path("one", "book"), said)
+    before = (notebooks.NOTEBOOKS / "one.ipynb").read_bytes()
+    with pytest.raises(ValueError, match="one: the run used a stand-in, .*: run `make data`, .* NB=one PROFILE=book"):
+        notebooks.publish("one", "book")
+    assert (notebooks.NOTEBOOKS / "one.ipynb").read_bytes() == before
+    (notebooks.NOTEBOOKS / "one.ipynb").unlink()  # who means it takes the notebook away
+    notebooks.publish("one", "book")
+    made(notebooks.run_path("one", "book"), said + "again\n")
+    notebooks.publish("one", "book")  # it was one before
+    assert "again" in (notebooks.NOTEBOOKS / "one.ipynb").read_text()
 
 
 def test_a_run_is_older_than_a_source_that_changed_on_the_way(chapter):

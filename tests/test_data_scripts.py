@@ -1277,6 +1277,7 @@ def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(offline: Pat
         prepare(hosted(Host(b"x"), *urls))
     assert capsys.readouterr().out.count("fetching") == 1
     assert nothing_half_made()
+    assert common.data_folder().is_dir()  # else the chapters that follow `make data` would miss it, and not use stand-ins
 
 
 def test_the_next_host_is_asked_when_one_is_silent_or_lost_the_file(host: Host) -> None:

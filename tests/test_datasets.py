@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amaml_core import datasets
+from amaml_core import datasets, locations
 from amaml_core.datasets import data_root, load_images, load_ratings
 from amaml_core.stand_ins import _distinct_glyphs, glyph_images, low_rank_ratings
 from amaml_core.strict import digest, file_digest
@@ -227,6 +227,25 @@ def test_absent_data_name_the_remedy_when_stand_ins_are_not_allowed(tmp_path):
         name = "jester-1" if load is load_ratings else "omniglot"
         with pytest.raises(FileNotFoundError, match="make data"):
             load(name, root=tmp_path, allow_stand_in=False)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_data_folder_that_vanished_is_no_reason_for_a_stand_in(tmp_path, monkeypatch, allowed):
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path / "disk"))
+    for load in (lambda: load_ratings("ml-100k", allow_stand_in=allowed), lambda: load_images("omniglot", None, None, allowed, 5)):
+        with pytest.raises(FileNotFoundError, match=r"AMAML_DATA=.*disk is not a folder: mount it, .*`make data`.*unset AMAML"):
+            load()
+    (tmp_path / "disk").touch()
+    with pytest.raises(FileNotFoundError, match="AMAML_DATA=.*disk is not a folder"):
+        load_ratings("ml-100k")
+
+
+def test_an_empty_data_folder_and_none_at_all_give_stand_ins(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path))
+    assert not load_ratings("ml-100k").real
+    monkeypatch.delenv("AMAML_DATA")
+    monkeypatch.setattr(locations, "checkout", lambda: tmp_path)
+    assert not load_ratings("ml-100k").real
 
 
 def test_unknown_names_and_parts_are_refused(tmp_path):

@@ -41,6 +41,7 @@ from experiments.images.training import Watch, as_tested, keep_freed_memory, mak
 
 @pytest.fixture
 def no_data(tmp_path, monkeypatch):
+    (tmp_path / "none").mkdir()
     monkeypatch.setenv("AMAML_DATA", str(tmp_path / "none"))
 
 

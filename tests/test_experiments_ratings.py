@@ -32,6 +32,7 @@ CHAPTERS = Path(__file__).resolve().parents[1] / "book" / "src"
 
 @pytest.fixture
 def no_data(tmp_path, monkeypatch):
+    (tmp_path / "none").mkdir()
     monkeypatch.setenv("AMAML_DATA", str(tmp_path / "none"))
 
 

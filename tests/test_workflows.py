@@ -50,6 +50,14 @@ def test_a_pipe_fails_where_its_first_command_does_and_an_upload_of_nothing_fail
     assert len(uploads) >= 3 and [step["with"] for step in uploads if step["with"].get("if-no-files-found") != "error"] == []
 
 
+def test_a_folder_of_data_that_a_job_names_is_made_first():
+    named = [(job["env"]["AMAML_DATA"], steps(job)) for _, _, job in JOBS if "AMAML_DATA" in job.get("env", {})]
+    for folder, found in named:
+        ran = [step["run"] for step in found if "run" in step]
+        assert ran[0] == f"mkdir {folder}", ran
+    assert len(named) == 1
+
+
 def test_pages_figures_and_releases_are_never_cut_off():
     assert WORKFLOWS["book"]["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
     groups = [WORKFLOWS["book"]["jobs"]["publish"], WORKFLOWS["weekly"]["jobs"]["figures"], WORKFLOWS["release"]]

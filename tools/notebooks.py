@@ -340,7 +340,10 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
     began, clock, source = time.time(), time.monotonic(), read_source(name)  # files have dates, and dates may jump
     if bad := _bad_parameters(source):
         raise ValueError(f"{name}: " + "; ".join(bad))
-    settings = {"AMAML_PROFILE": profile} | ({} if data else {"AMAML_DATA": str(scratch / "none")})
+    settings = {"AMAML_PROFILE": profile}
+    if not data:
+        settings["AMAML_DATA"] = str(scratch / "none")
+        (scratch / "none").mkdir()  # one that does not exist is an error
     record = _here_and_now(name, profile)
     nbformat.write(with_solutions(clean(source)), given)
     try:
@@ -365,8 +368,7 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
                 raise RuntimeError(f"the solution of the exercise {cell.metadata.exercise} does not run: {error}") from error
         raise
     notebook = nbformat.read(made, as_version=4)
-    texts = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
-    if not data and any("Using a stand-in" in text for text in texts):
+    if not data and used_stand_in(notebook):
         raise ValueError(f"{name} reads data, and was run without: let READERS in the Makefile name it")
     notebook = clean(notebook)
     notebook.metadata[RUN] = NotebookNode(record, seconds=round(time.monotonic() - clock))
@@ -405,14 +407,25 @@ def publish(name: str, profile: str) -> None:
     A committed notebook that shows the same already, and says when it was made, stays as it is.
 
     Raises:
-        ValueError: the source has changed since the run.
+        ValueError: the source has changed since the run; or the run used a stand-in, and the committed notebook did not.
     """
     made, path = read_run(name, profile), NOTEBOOKS / f"{name}.ipynb"
     if path.is_file():
         stands = read_notebook(path)
         if RUN in stands.metadata and stands.metadata[RUN].profile == profile and _shown(stands) == _shown(made):
             return
+        if used_stand_in(made) and not used_stand_in(stands):
+            raise ValueError(
+                f"{name}: the run used a stand-in, and the committed notebook real data: run `make data`,"
+                f" then `make notebook NB={name} PROFILE={profile}`, and publish again; who means it deletes {path.name} first"
+            )
     write(made, path)
+
+
+def used_stand_in(notebook: NotebookNode) -> bool:
+    """Did a cell announce that it used a stand-in?"""
+    texts = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
+    return any("Using a stand-in" in text for text in texts)
 
 
 def _shown(notebook: NotebookNode) -> str:
