@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tools import dist
+from tools import dist, hashes
 from tools.repository import declared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +72,35 @@ def test_the_package_asks_for_what_it_imports_and_for_nothing_else():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {"PIL": "pillow"}  # the distributions whose module has another name
     assert {named.get(name, name) for name in foreign} == {Requirement(text).name.lower() for text in project["dependencies"]}
+
+
+def test_every_package_of_the_lock_but_torch_has_its_hashes():
+    entries = (ROOT / "requirements.hashes").read_text().replace(" \\\n", "").splitlines()
+    entries = [line.split() for line in entries if not line.startswith("#")]
+    assert [line for line, *_ in entries] == [*hashes.pinned((ROOT / "requirements.lock").read_text()).values()]
+    assert [found for found in entries if len(found) < 2] == []
+    wrong = [word for _, *found in entries for word in found if not re.fullmatch("--hash=sha256:[0-9a-f]{64}", word)]
+    assert wrong == []
+
+
+def test_hashes_are_those_of_the_files_that_pip_would_take_from_an_index():
+    def told(name, sha256, url="https://x.org/a.whl"):
+        return {
+            "metadata": {"name": name},
+            "download_info": {"url": url, "archive_info": {"hashes": {"sha256": sha256} if sha256 else {}}},
+        }
+
+    lock = "# said before\na_b==1.0\nc==2.0\ntorch==3.0\n"
+    reports = [{"install": [told("A.B", "11"), told("c", "33")]}, {"install": [told("A.B", "00"), told("c", "33")]}]
+    text = re.sub("^#.*\n", "", hashes.listing(lock, reports), flags=re.MULTILINE)
+    assert text == "a_b==1.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nc==2.0 \\\n    --hash=sha256:33\n"
+    for last, said in (
+        (told("c", "33", "file:///c.whl"), "no file of an index"),
+        (told("c", None), "no file of an index"),
+        (None, "nothing of c"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hashes.listing(lock, [{"install": [told("a-b", "11"), *([last] if last else [])]}])
 
 
 @pytest.fixture

@@ -107,3 +107,13 @@ def test_a_week_with_a_job_that_fails_or_runs_out_of_time_is_reported():
 def test_a_week_tries_the_faults_and_everything_twice_even_if_one_of_them_fails():
     ran = {step["run"]: step.get("if") for step in steps(WORKFLOWS["weekly"]["jobs"]["faults"]) if "run" in step}
     assert ran == {"make test-faults": None, "make test-twice": "${{ !cancelled() }}"}
+
+
+def test_one_leg_installs_the_files_whose_hashes_are_known_before_torch():
+    (leg,) = (
+        leg for leg in WORKFLOWS["book"]["jobs"]["versions"]["strategy"]["matrix"]["include"] if "require-hashes" in leg["install"]
+    )
+    assert leg["install"].splitlines()[:2] == [
+        "python -m pip install --require-hashes --no-deps -r requirements.hashes",
+        "python -m pip install -r requirements.lock",
+    ]
