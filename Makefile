@@ -206,10 +206,11 @@ lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m mypy
 	@$(PY) -m codespell_lib
 
-lock: $(READY)  ## write the versions in .venv into requirements.lock
+lock: $(READY)  ## write the versions in .venv into requirements.lock, and the hashes of their files into requirements.hashes
 	@{ sed -n '/^#/p' requirements.lock; \
 	  $(PY) -m pip freeze --all --local --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
+	@$(PY) -m tools.hashes
 
 clean:  ## remove what was built; data and .venv stay
 	rm -rf _build _runs build dist .dist.earlier .pytest_cache .ruff_cache .mypy_cache *.egg-info

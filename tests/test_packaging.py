@@ -1,6 +1,6 @@
 """The wheel and the source archive: they hold what works from them, an index would take them, and a stranger can install them."""
 
-import os
+import ast
 import re
 import subprocess
 import sys
@@ -11,18 +11,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from tools import dist
+from tools import dist, hashes
+from tools.repository import declared
 
 ROOT = Path(__file__).resolve().parents[1]
-README = """
-import re
-from pathlib import Path
-
-(code,) = re.findall(r"```python\\n(.*?)```", Path(README).read_text(encoding="utf-8"), re.DOTALL)
-exec(code)
-"""
-
 MODEL = """
 import importlib.util
 from importlib import metadata
@@ -64,6 +58,49 @@ def test_an_address_is_given_everywhere_or_nowhere():
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     cited = re.findall(r"^repository-code: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert cited == [urls["Repository"]] if "Repository" in urls else not cited
+
+
+def test_the_package_asks_for_what_it_imports_and_for_nothing_else():
+    imported = set()
+    for path in (ROOT / "amaml_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):  # in functions, too
+            if isinstance(node, ast.Import):
+                imported.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module)
+    foreign = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"amaml_core"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {"PIL": "pillow"}  # the distributions whose module has another name
+    assert {named.get(name, name) for name in foreign} == {Requirement(text).name.lower() for text in project["dependencies"]}
+
+
+def test_every_package_of_the_lock_but_torch_has_its_hashes():
+    entries = (ROOT / "requirements.hashes").read_text().replace(" \\\n", "").splitlines()
+    entries = [line.split() for line in entries if not line.startswith("#")]
+    assert [line for line, *_ in entries] == [*hashes.pinned((ROOT / "requirements.lock").read_text()).values()]
+    assert [found for found in entries if len(found) < 2] == []
+    wrong = [word for _, *found in entries for word in found if not re.fullmatch("--hash=sha256:[0-9a-f]{64}", word)]
+    assert wrong == []
+
+
+def test_hashes_are_those_of_the_files_that_pip_would_take_from_an_index():
+    def told(name, sha256, url="https://x.org/a.whl"):
+        return {
+            "metadata": {"name": name},
+            "download_info": {"url": url, "archive_info": {"hashes": {"sha256": sha256} if sha256 else {}}},
+        }
+
+    lock = "# said before\na_b==1.0\nc==2.0\ntorch==3.0\n"
+    reports = [{"install": [told("A.B", "11"), told("c", "33")]}, {"install": [told("A.B", "00"), told("c", "33")]}]
+    text = re.sub("^#.*\n", "", hashes.listing(lock, reports), flags=re.MULTILINE)
+    assert text == "a_b==1.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nc==2.0 \\\n    --hash=sha256:33\n"
+    for last, said in (
+        (told("c", "33", "file:///c.whl"), "no file of an index"),
+        (told("c", None), "no file of an index"),
+        (None, "nothing of c"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            hashes.listing(lock, [{"install": [told("a-b", "11"), *([last] if last else [])]}])
 
 
 @pytest.fixture
@@ -135,8 +172,49 @@ def test_the_readme_on_an_index_links_to_the_repository(checkout, monkeypatch):
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
     assert list(dist.bad_metadata((METADATA + shown).encode(), checkout)) == []
     assert "links to, book/f.svg, A.md#b" in " ".join(dist.bad_metadata((METADATA + readme).encode(), checkout))
+    lacking = re.sub("Project-URL.*\n", "", METADATA)
+    assert list(dist.bad_metadata((lacking + shown).encode(), checkout)) == ["no URL leads to the repository"]
     monkeypatch.delenv("GITHUB_REPOSITORY")
+    assert list(dist.bad_metadata(lacking.encode(), checkout)) == []
     assert list(dist.bad_metadata((METADATA + readme).encode(), checkout)) == []  # nobody knows yet where they would lead
+
+
+@pytest.mark.parametrize("urls", ['urls = { Paper = "https://x.org" }', '[project.urls]\nPaper = "https://x.org"'])
+def test_a_build_that_knows_the_repository_writes_it_among_the_urls(urls):
+    text = dist.with_repository(f"[project]\n{urls}\n", "https://github.com/someone/book")
+    assert tomllib.loads(text)["project"]["urls"] == {"Paper": "https://x.org", "Repository": "https://github.com/someone/book"}
+
+
+@pytest.mark.slow
+def test_the_metadata_of_a_release_give_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/book")
+    files = dist.build(ROOT, tmp_path)
+    assert list(dist.problems(files, ROOT)) == []
+    (wheel,) = (file for file in files if file.suffix == ".whl")
+    with zipfile.ZipFile(wheel) as opened:
+        (text,) = (opened.read(name).decode() for name in opened.namelist() if name.endswith("/METADATA"))
+    assert f"\nProject-URL: Repository, {declared(ROOT) or 'https://github.com/someone/book'}\n" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("needs", "code", "well"), [("", "import tiny", True), ("absent", "import tiny", False), ("", "import yaml", False)]
+)
+def test_a_wheel_is_tried_with_what_it_asks_for_and_nothing_of_this_environment(tmp_path, monkeypatch, needs, code, well):
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    info = "tiny-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as new:
+        new.writestr("tiny.py", "")
+        new.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n{needs and f'Requires-Dist: {needs}'}\n"
+        )
+        new.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        new.writestr(f"{info}/RECORD", "")
+    (tmp_path / "README.md").write_text(f"```python\n{code}\n```\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PYTHONPATH", sysconfig.get_path("purelib"))
+    assert dist.attempt(wheel, tmp_path) is well
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +255,6 @@ def test_what_a_stranger_installs_runs_the_example_of_the_readme(built, tmp_path
     (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--ignore-installed", file], check=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AMAML_", "PYTHON"))}
-    for code in (f"SITE = {str(site)!r}\n{MODEL}", f"README = {str(ROOT / 'README.md')!r}\n{README}"):
-        done = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    for code in (f"SITE = {str(site)!r}\n{MODEL}", dist.example(ROOT)):
+        done = subprocess.run([python, "-c", code], cwd=tmp_path, env=dist.elsewhere(), capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout, done.stderr

@@ -35,7 +35,7 @@ def test_rights_are_the_least_and_every_job_ends(name, job, content):
     for step in steps(content):
         if "actions/checkout@" in step.get("uses", ""):
             assert step["with"]["persist-credentials"] is False
-        if "actions/setup-python@" in step.get("uses", "") and name != "release":
+        if "actions/setup-python@" in step.get("uses", ""):
             assert step["with"]["cache"] == "pip"
         # Only what these files say themselves is put into a command.
         assert set(re.findall(r"\$\{\{ *([\w.-]+)", step.get("run", ""))) <= {"matrix.install", "matrix.tests"}
@@ -76,4 +76,52 @@ def test_commands_of_make_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     called = {word for _, _, job in JOBS for step in steps(job) for word in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
-    assert {"book", "test", "test-all", "pages", "dist", "links", "figures"} <= called <= targets
+    assert {"book", "test", "test-all", "pages", "dist", "links", "figures", "test-faults", "test-twice"} <= called <= targets
+
+
+def test_a_wheel_is_installed_and_tried_before_it_is_handed_on():
+    ran = [step.get("run") or step["uses"].partition("@")[0] for step in steps(WORKFLOWS["release"]["jobs"]["build"])]
+    assert ran[-3:] == ['make dist TAG="$GITHUB_REF_NAME"', ".venv/bin/python -m tools.dist try", "actions/upload-artifact"]
+
+
+def test_data_that_could_be_had_are_kept_and_every_job_that_reads_them_has_them():
+    latest = "data-${{ hashFiles('data_scripts/*.py') }}-"
+    run = latest + "${{ github.run_id }}-${{ github.run_attempt }}"  # a kept cache is never overwritten: its name is new each time
+    reading = re.compile(r"make (data|book|test|refresh)\b")
+    for name, job, content in JOBS:
+        restored = [step["with"] for step in steps(content) if "actions/cache/restore@" in step.get("uses", "")]
+        reads = any(reading.search(step.get("run", "")) for step in steps(content))
+        assert restored == [{"path": "data", "key": run, "restore-keys": latest}] * reads, (name, job)
+        saved = [step for step in steps(content) if "actions/cache/save@" in step.get("uses", "")]
+        assert len(saved) == ((name, job) == ("book", "data"))
+        for step in saved:  # whatever there is, unless it is no more than what was kept before
+            assert step["with"] == {"path": "data", "key": run}
+            assert step["if"] == "always() && steps.made.outputs.sets > steps.kept.outputs.sets"
+    assert "data" in WORKFLOWS["book"]["jobs"]["test"]["needs"]
+    # Where `book` has asked the hosts, no other job of the week asks first, and its failing tests stop none.
+    for job in ("figures", "faults"):
+        content = WORKFLOWS["weekly"]["jobs"][job]
+        assert content["needs"] == "book" and content["if"] == "${{ !cancelled() }}"
+    assert "make data" not in [step.get("run") for step in steps(WORKFLOWS["weekly"]["jobs"]["figures"])]
+
+
+def test_a_week_with_a_job_that_fails_or_runs_out_of_time_is_reported():
+    jobs = WORKFLOWS["weekly"]["jobs"]
+    assert set(jobs["report"]["needs"]) == set(jobs) - {"report"}
+    condition = "always() && github.event_name == 'schedule' && (contains(needs.*.result, '{}') || contains(needs.*.result, '{}'))"
+    assert jobs["report"]["if"] == condition.format("failure", "cancelled")
+
+
+def test_a_week_tries_the_faults_and_everything_twice_even_if_one_of_them_fails():
+    ran = {step["run"]: step.get("if") for step in steps(WORKFLOWS["weekly"]["jobs"]["faults"]) if "run" in step}
+    assert ran == {"make test-faults": None, "make test-twice": "${{ !cancelled() }}"}
+
+
+def test_one_leg_installs_the_files_whose_hashes_are_known_before_torch():
+    (leg,) = (
+        leg for leg in WORKFLOWS["book"]["jobs"]["versions"]["strategy"]["matrix"]["include"] if "require-hashes" in leg["install"]
+    )
+    assert leg["install"].splitlines()[:2] == [
+        "python -m pip install --require-hashes --no-deps -r requirements.hashes",
+        "python -m pip install -r requirements.lock",
+    ]

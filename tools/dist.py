@@ -1,17 +1,21 @@
 """Build the wheel and the source archive into ``dist``, and check them as an index and a stranger would: ``python -m tools.dist``.
 
-Nothing is fetched: the build's own needs are those of requirements.lock.
+Nothing is fetched for that: the build's own needs are those of requirements.lock. ``python -m tools.dist try`` then installs the
+wheel as a stranger would, with what its metadata ask for, from the index, and runs the example of the README.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
+import venv
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -22,7 +26,7 @@ from packaging.metadata import Metadata
 from packaging.version import Version
 
 from .notebooks import ROOT, alone, put_in_place
-from .repository import ADDRESS, building
+from .repository import ADDRESS, building, declared
 
 # What an index needs to show the package, and does not refuse.
 CLASSIFIERS = {"Operating System :: OS Independent", "Programming Language :: Python :: 3", "Typing :: Typed"}
@@ -42,6 +46,13 @@ def absolute(readme: str, address: str, ref: str) -> str:
     return RELATIVE.sub(lambda m: f"{m[1]}{m[2]}{address}/{'raw' if m[1] else 'blob'}/{ref}/{m[3]}", readme)
 
 
+def with_repository(pyproject: str, address: str) -> str:
+    """The text of pyproject.toml with the repository's address among the URLs, which are a line or a table."""
+    entry = f'Repository = "{address}"'
+    text = re.sub(r"^urls = \{", rf"\g<0> {entry},", pyproject, flags=re.MULTILINE)
+    return re.sub(r"^\[project\.urls\]\n", rf"\g<0>{entry}\n", text, flags=re.MULTILINE)
+
+
 def build(root: Path, work: Path) -> list[Path]:
     """Build what git knows of the package, in a copy; the wheel and the archive."""
     source = work / "source"
@@ -53,6 +64,9 @@ def build(root: Path, work: Path) -> list[Path]:
         readme = (source / "README.md").read_text(encoding="utf-8")
         tag = f"v{versions(root)['pyproject.toml']}"
         (source / "README.md").write_text(absolute(readme, address, tag), encoding="utf-8")
+        if not declared(source):
+            project = source / "pyproject.toml"
+            project.write_text(with_repository(project.read_text(encoding="utf-8"), address), encoding="utf-8")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(work / "dist"), str(source)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return sorted((work / "dist").iterdir())
@@ -106,6 +120,8 @@ def bad_metadata(text: bytes, root: Path) -> Iterator[str]:
         yield f"the licence is {given.license_expression} in {given.license_files}"
     if missing := sorted(CLASSIFIERS - set(given.classifiers or [])):
         yield f"no classifier says {', '.join(missing)}"
+    if building(root) and "Repository" not in (given.project_urls or {}):
+        yield "no URL leads to the repository"
     for label, address in (given.project_urls or {}).items():
         if not re.match("https://[^/ ]+/[^ ]+", address) or (label == "Repository" and not ADDRESS.fullmatch(address)):
             yield f"the URL {label} is {address!r}"
@@ -135,8 +151,36 @@ def unreleased(root: Path, tag: str) -> Iterator[str]:
         yield f"CHANGELOG.md has no entry `## {version} (YYYY-MM-DD)`"
 
 
+def example(root: Path) -> str:
+    """The code of the README."""
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return code
+
+
+def elsewhere() -> dict[str, str]:
+    """The environment of a process, with nothing in it that leads to this checkout or to its data."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AMAML_", "PYTHON"))}
+
+
+def attempt(wheel: Path, root: Path) -> bool:
+    """Install a wheel, with what its metadata ask for, and run the README's example in an empty folder; did both go well?"""
+    with tempfile.TemporaryDirectory() as work:
+        venv.create(Path(work) / "venv", with_pip=True)
+        (empty := Path(work) / "empty").mkdir()
+        python = Path(work) / "venv" / "bin" / "python"
+        for command in (["-m", "pip", "install", "--quiet", wheel.resolve()], ["-c", example(root)]):
+            if subprocess.run([python, *command], cwd=empty, env=elsewhere()).returncode:
+                return False
+    return True
+
+
 def main(arguments: list[str] | None = None) -> int:
     tag = (sys.argv[1:] if arguments is None else arguments)[:1]
+    if tag == ["try"]:
+        wheels = [*(ROOT / "dist").glob("*.whl")]
+        if len(wheels) != 1:
+            print(f"`make dist` leaves one wheel in dist, and there are {len(wheels)}", file=sys.stderr)
+        return 0 if len(wheels) == 1 and attempt(wheels[0], ROOT) else 1
     try:
         with alone(ROOT / "_build" / "dist", "building the package") as work:
             files = build(ROOT, work)
