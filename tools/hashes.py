@@ -16,6 +16,8 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from amaml_core.records import write_beside
+
 from .notebooks import ROOT
 
 # With a third number: some packages ask for more than 3.11.0.
@@ -81,7 +83,7 @@ def main() -> int:
     except (ValueError, subprocess.CalledProcessError) as error:
         print(f"requirements.hashes stays as it is: {error}", file=sys.stderr)
         return 1
-    (ROOT / "requirements.hashes").write_text(text, encoding="utf-8")
+    write_beside(ROOT / "requirements.hashes", text.encode())
     return 0
 
 
