@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import struct
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import tempfile
 import textwrap
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import torch
 from faults import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from torch import nn
 
 import amaml_core
@@ -47,7 +50,7 @@ from amaml_core import (
     save_initialisation,
 )
 from amaml_core.strict import digest, parse
-from data_scripts import archives, movielens, ratings
+from data_scripts import archives, mini_imagenet, movielens, omniglot, ratings
 from data_scripts.common import DataError, Source
 from experiments.common import records
 
@@ -209,6 +212,134 @@ def of_a_tar_only_plain_files_within_their_folder_are_read(members, packed):
         else:
             assert [content for _, content in found] == [content for _, content, kind in members if kind in (tarfile.REGTYPE, b"Z")]
             assert all((Path("/x") / name).resolve().is_relative_to("/x") for name, _ in found)
+
+
+@claim(
+    30,
+    content=ANY_BYTES,
+    said=st.integers(0, 70) | st.sampled_from([2**31 - 1, 2**32 - 2]),
+    method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
+    marks=st.lists(st.sampled_from([(b"PK\3\4", 22), (b"PK\1\2", 24), (b"PK\1\2", 20)]), unique=True),
+)
+def of_a_zip_all_of_a_file_is_read_or_nothing_whatever_its_headers_say(content, said, method, marks):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        file.writestr("u.data", content)
+    data = bytearray(buffer.getvalue())
+    for mark, place in marks:
+        struct.pack_into("<I", data, (data.rindex if mark == b"PK\1\2" else data.index)(mark) + place, said)
+    with folder() as place:
+        path = Path(place) / "some.zip"
+        path.write_bytes(data)
+        try:
+            with archives.open_zip(path) as opened:
+                found = [archives.read_member(opened, member, 50) for member in opened.infolist()]
+        except DataError as error:
+            refused(error, "some.zip")
+            assert marks or len(content) > 50
+        else:
+            assert found == [content]
+
+
+# ----------------------------------------------------------------------------------------------------------------- pictures
+
+READERS = {"here.png": lambda data, name: (omniglot.shrink(data, name), False), "here.jpg": mini_imagenet.decode}
+FORMS = [
+    *(("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    *(("JPEG", mode) for mode in ("1", "L", "RGB", "CMYK", "YCbCr")),
+    *((kind, "L") for kind in ("GIF", "BMP", "TIFF", "PPM", "ICO")),
+]
+LENGTHS = st.sampled_from([105, 105, 105, 84, 84, 1]) | st.integers(1, 130)
+SAID = st.tuples(LENGTHS, LENGTHS) | st.sampled_from([(0, 105), (60_000, 60_000), (65_000, 1_100), (12_000, 12_000)])
+
+
+def say(data, kind, size):
+    """A picture whose header says another size, with a right checksum."""
+    data = bytearray(data)
+    if kind == "PNG":
+        struct.pack_into(">II", data, 16, *size)
+        struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+    else:
+        struct.pack_into(">HH", data, re.search(b"\xff[\xc0\xc2]", data).start() + 5, *size[::-1])
+    return bytes(data)
+
+
+@claim(
+    60,
+    name=st.sampled_from([*READERS]),
+    form=st.sampled_from(FORMS),
+    size=st.tuples(LENGTHS, LENGTHS) | LENGTHS.map(lambda length: (length, length)),
+    profile=st.sampled_from([0, 0, 0, 100, 2**21]),
+    progressive=st.booleans(),
+    said=st.none() | st.none() | SAID,
+    cut=st.none() | st.none() | st.floats(0, 1),
+    seed=st.integers(0, 3),
+)
+def a_picture_is_read_as_it_is_or_refused_by_its_name(name, form, size, profile, progressive, said, cut, seed):
+    kind, mode = form
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, size[::-1], np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    more = {"icc_profile": bytes(profile), "progressive": progressive} if profile or progressive else {}
+    noise.save(buffer, kind, **(more if kind in ("PNG", "JPEG") else {}))
+    whole = buffer.getvalue()
+    data = say(whole, kind, said) if said and kind in ("PNG", "JPEG") else whole
+    data = data if cut is None else data[: int(cut * len(data))]
+    drawn = name == "here.png"
+    # A profile of 2 MiB of zeros is a bomb in a PNG, which packs it; Pillow says so.
+    fits = (kind == "PNG" and mode in ("1", "L") and size == (105, 105) and profile < 2**20) if drawn else kind == "JPEG"
+    try:
+        found, resized = READERS[name](data, name)
+    except DataError as error:
+        refused(error, name)
+        assert not fits or data != whole
+        return
+    assert found.dtype == np.uint8 and found.shape == ((28, 28) if drawn else (84, 84, 3))
+    if data == whole or drawn and not said:  # a JPEG has no checksums; what says another size is another picture
+        assert fits
+        right = Image.open(io.BytesIO(whole)).convert("L" if drawn else "RGB")
+        right = ImageOps.invert(right) if drawn else right
+        assert (
+            found == np.asarray(right.resize(found.shape[1::-1], Image.Resampling.LANCZOS) if drawn or resized else right)
+        ).all()
+        assert resized == (not drawn and size != (84, 84))
+
+
+PATHS = st.sampled_from(
+    [f"images_background/{a}/{c}/0{n}_0{n}.png" for a in ("Greek", "Latin") for c in "12" for n in (1, 2)]
+    + ["images_background/Greek/1/7_1.png", "images_background/Greek/3_01.png", "images_evaluation/Greek/1/1_01.png", "README",
+       "images_background/Greek/1/", "images_background/Greek/1/1_01.PNG", "x/images_background/Greek/1/1_01.png"]
+)  # fmt: skip
+
+
+@claim(
+    40,
+    paths=st.lists(PATHS, unique=True, max_size=9)
+    | st.permutations([f"images_background/A/{c}/0_{n}.png" for c in "12" for n in "12"]),
+)
+def drawings_are_of_whole_characters_or_the_archive_is_refused(paths):
+    pixels = {path: np.full((105, 105), n * 20, np.uint8) for n, path in enumerate(paths)}
+    with folder() as place:
+        archive, empty = Path(place) / "drawings.zip", Path(place) / "empty.zip"
+        buffer = io.BytesIO
+        drawn = {path: (Image.fromarray(a).save(b := buffer(), "PNG"), b.getvalue())[1] for path, a in pixels.items()}
+        archive.write_bytes(fuzz.zipped(drawn))
+        empty.write_bytes(fuzz.zipped({}))
+        counts, sources = (
+            {"background": 2, "evaluation": 0, "drawers": 2},
+            [Source(f, f.name, None, False) for f in (archive, empty)],
+        )
+        try:
+            classes = omniglot.build(sources, Path(place), counts)["classes"]
+        except DataError as error:
+            refused(error, "drawings.zip")
+            assert not (Path(place) / "images.npy").exists()
+            return
+        listed = sorted(path for path in paths if path.endswith(".png"))
+        assert len(listed) == 4 and [f"{c['alphabet']}/{c['character']}" for c in classes] == [
+            "/".join(p.split("/")[1:3]) for p in listed[::2]
+        ]
+        found = np.load(Path(place) / "images.npy", allow_pickle=False).reshape(4, 28, 28)
+        assert [image[14, 14] for image in found] == [255 - pixels[path][0, 0] for path in listed]
 
 
 # -------------------------------------------------------------------------------------------- records, checkpoints, thetas
