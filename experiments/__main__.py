@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .common.cells import Cell, durations, missing, only_sweep, run_cells, tidy_up
+from .common.parameters import PROFILES
 from .common.pools import ClusterError
 from .common.records import RESULTS, read
 
@@ -32,7 +33,7 @@ def cells(profile: str, seed: int | None = None) -> list[Cell]:
 def main(argv: list[str] | None = None) -> None:
     """Run the cells that were asked for and have no record."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("--profile", choices=("smoke", "book", "full"), default="full", help="how much is done")
+    parser.add_argument("--profile", choices=PROFILES, default="full", help="how much is done")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--only", default="", metavar="WORDS", help="only cells whose name contains all these words")
     parser.add_argument("--seed", type=number_from(0), help="only this seed")

@@ -22,6 +22,8 @@ import torch
 import yaml
 from bs4 import BeautifulSoup, SoupStrainer
 from faults import fuzz, twice
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.exceptions import PapermillExecutionError
 
@@ -38,6 +40,29 @@ HTML = ROOT / "_build" / "html"
 @pytest.mark.parametrize("name", notebooks.names())
 def test_committed_notebook_is_clean_and_says_what_its_source_says(name):
     assert notebooks.problems(name) == []
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_every_chapter_checks_its_parameters_before_it_uses_them(name):
+    code = [cell for cell in notebooks.read_source(name).cells if cell.cell_type == "code"]
+    (first,) = [n for n, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", [])]
+    lines = ast.parse(code[first + 1].source).body
+    before = lines[: [ast.unparse(line) for line in lines].index("use_style()")]  # `use_style` checks them
+    assert all(isinstance(line, ast.Import | ast.ImportFrom) for line in before)
+
+
+@pytest.mark.parametrize(
+    ("profile", "injected", "expected"),
+    [("huge", "", "no profile 'huge'.*; there are smoke, book, full"), ("smoke", "seed = -1", "a seed is a whole number .*not -1")],
+)
+def test_a_chapter_that_is_run_by_another_program_refuses_wrong_parameters(tmp_path, monkeypatch, profile, injected, expected):
+    monkeypatch.setenv("AMAML_PROFILE", profile)
+    notebook = notebooks.read_source("00_preface")  # which does not use the profile
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    (first,) = [n for n, cell in enumerate(code) if "parameters" in cell.metadata.get("tags", [])]
+    notebook.cells = [*code[: first + 1], new_code_cell(injected), code[first + 1]]  # as papermill puts it in
+    with pytest.raises(CellExecutionError, match=expected):
+        NotebookClient(notebook, kernel_manager_class=notebooks.own_kernel(tmp_path), timeout=300).execute(cwd=str(ROOT))
 
 
 def without_caption(path):

@@ -591,6 +591,28 @@ def test_a_logarithmic_axis_of_few_decades_has_plain_numbers():
     assert shown == ["50", "100", "200"] and len(left.get_xticks(minor=True)) == 0
 
 
+@pytest.mark.parametrize(
+    ("profile", "seed", "expected"),
+    [
+        ("huge", 0, "no profile 'huge'.*AMAML_PROFILE.*; there are smoke, book, full"),
+        ("", 0, "no profile ''"),
+        (None, 0, "no profile None"),
+    ]
+    + [("book", seed, "a seed is a whole number from 0 .*, not ") for seed in (-1, 1.5, "1", None, True, 2**63)],
+)
+def test_the_style_of_a_chapter_is_set_for_proper_parameters_alone(monkeypatch, profile, seed, expected):
+    given = {"profile": profile, "seed": seed}
+    monkeypatch.setattr(plots, "shell", lambda: SimpleNamespace(user_ns=given))
+    monkeypatch.setattr("matplotlib_inline.backend_inline.set_matplotlib_formats", lambda *_, **__: None)
+    with pytest.raises(ValueError, match=expected):
+        plots.use_style()
+    given.update(profile="smoke", seed=7)
+    plots.use_style()
+    del given["seed"]  # no chapter, but a notebook of somebody's own
+    given["profile"] = "mine"
+    plots.use_style()
+
+
 def test_a_figure_is_the_same_file_every_time(tmp_path):
     plots.use_style()  # outside a notebook it leaves the display alone
     for name in ("a.svg", "b.svg"):

@@ -37,12 +37,13 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 from traitlets import default
 
+from experiments.common.parameters import PROFILES, check
+
 from .repository import declared, with_setup
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "book" / "src"
 NOTEBOOKS = ROOT / "book"
-PROFILES = ("smoke", "book", "full")
 # Seconds that one cell may take. A full run may take hours.
 CELL_TIMEOUT = {"smoke": 600, "book": 1800, "full": None}
 # What an execution leaves in the metadata of a cell, different every time.
@@ -318,10 +319,7 @@ def run(name: str, profile: str, seed: int = 0, data: bool = True) -> Path:
     """
     if name not in names():
         raise ValueError(f"no chapter {name!r} in {SOURCES}; there are {', '.join(names())}")
-    if profile not in PROFILES:
-        raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1, not {seed!r}")
+    check(profile, seed)
     target = run_path(name, profile, seed)
     with alone(target.with_name(f".{target.stem}"), f"a run of {name} at {profile}") as scratch:
         try:

@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from .parameters import check
 from .tables import shell, use_tables
 
 # Okabe and Ito's palette: distinguishable with every common form of colour blindness. Its black is a grey here, which is read on a
@@ -29,7 +30,16 @@ TITLES = {"cosmixture": "CosMixture", "alpine": "Alpine"}  # of functions, in ti
 
 def use_style() -> None:
     """Set the look of all figures of a notebook: drawings that scale, without a background, with letters as large as the page's;
-    and that of its tables."""
+    and that of its tables.
+
+    Every chapter calls it right after its parameters, whoever runs it, so they are checked here.
+
+    Raises:
+        ValueError: the notebook has a ``profile`` and a ``seed``, and no chapter can be run with them.
+    """
+    given = getattr(shell(), "user_ns", {})
+    if "profile" in given and "seed" in given:
+        check(given["profile"], given["seed"])
     use_tables()
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY)
     sizes = {"font.size": 10.5, "axes.titlesize": 10.5, "axes.labelsize": 10.5, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5,
