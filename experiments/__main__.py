@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from amaml_core.loop import ended_by_sigterm
+
 from .common.cells import Cell, durations, missing, only_sweep, run_cells, tidy_up
 from .common.pools import ClusterError
 from .common.records import RESULTS, read
@@ -59,11 +61,12 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
     else:
         try:
-            failed = sweep(chosen, arguments)
-        except KeyboardInterrupt:
+            with ended_by_sigterm():
+                failed = sweep(chosen, arguments)
+        except (KeyboardInterrupt, SystemExit) as stop:
             done = f"{len(chosen) - len(missing(chosen, arguments.out))} of {len(chosen)} cells have a record"
             print(f"interrupted: {done}; the same command goes on", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(130 if isinstance(stop, KeyboardInterrupt) else stop.code)
         except ClusterError as error:
             sys.exit(str(error))
         except OSError as error:

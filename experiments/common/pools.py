@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,7 +19,8 @@ import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 ATTEMPTS = 3  # at a call whose process is killed
-GRACE_SECONDS = 10  # for calls that are under way to save their state, when the pool is left before its end
+GRACE_SECONDS = 10  # for calls that are under way to save their state, when the pool is left or killed before its end
+WATCH_SECONDS = 0.2  # between a process's looks at whether the one that started it lives
 WAIT_SECONDS = 60  # for the scheduler, and for the first worker
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +48,7 @@ def pool(jobs: int, scheduler: str = "") -> Iterator[Callable[[Callable[[T], R],
     """A function that calls another with each of some arguments, and yields each argument and what came of it, as they come.
 
     A call that fails ends no other. One whose process dies, for want of memory or by a kill, is made again by another process, up
-    to three times.
+    to three times. If this process is killed, the others end too.
 
     Args:
         jobs: processes on this machine; 1 is this process, which compiles the steps once for all cells.
@@ -81,8 +84,7 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
     threads = str(max(joblib.cpu_count() // jobs, 1))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = {name: os.environ.get(name, threads) for name in names}
-    # Ctrl-C is for this process, which then ends the others by SIGTERM.
-    new = partial(ProcessPoolExecutor, 1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN), env=env)
+    new = partial(ProcessPoolExecutor, 1, initializer=_begin, initargs=(os.getpid(),), env=env)
     running: dict[Future, tuple[ProcessPoolExecutor, T, int]] = {}
 
     def start(executor: ProcessPoolExecutor, argument: T, attempt: int = 1) -> None:
@@ -119,6 +121,23 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
                 yield argument, found
     finally:
         _stop(running)
+
+
+def _begin(parent: int) -> None:
+    """What a process of the pool does first: Ctrl-C is for its parent, which then ends it by SIGTERM, and it outlives that for no
+    longer than a call needs to save its state."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # ends a call if one is under way, or else the process
+    limit = time.monotonic() + GRACE_SECONDS
+    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and time.monotonic() < limit:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _ended_by_sigterm(function: Callable[[T], R], argument: T) -> R | Failure:
