@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -56,7 +57,8 @@ def pool(jobs: int, scheduler: str = "") -> Iterator[Callable[[Callable[[T], R],
             can make a process run anything: use a scheduler and workers of your own, on a network that you trust.
 
     Raises:
-        ClusterError: no scheduler or no worker answers, or the workers have other code or other releases than this process.
+        ClusterError: no scheduler or no worker answers, or one is gone, or the workers have other code or other releases than this
+            process; also from the function that is given.
     """
     if scheduler:
         with _cluster(scheduler) as client:
@@ -176,24 +178,50 @@ def _cluster(scheduler: str) -> Iterator[Any]:
         raise ClusterError(f"no worker of a Dask scheduler at {scheduler!r} within {WAIT_SECONDS} s: {error}") from error
     with client:
         ours = _code()
-        for worker, theirs in client.run(_code).items():
+        for worker, theirs in client.run(_own_code).items():
             if theirs != ours:
-                found = f"the worker at {worker} has {theirs}, and this process {ours}"
-                raise ClusterError(f"{found}; start it from the same checkout and environment")
+                raise ClusterError(_refusal(worker, theirs, ours))
         yield client
 
 
-def _on_cluster(client: Any, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
-    from distributed import KilledWorker, as_completed
+def _refusal(worker: str, theirs: object, ours: object) -> str:
+    found = f"the worker at {worker} has {theirs}, and this process {ours}"
+    return f"{found}; start it from the same checkout and environment"
 
-    running = {client.submit(tried, function, argument, pure=False): argument for argument in arguments}
+
+def _tried_with(code: object, function: Callable[[T], R], argument: T) -> R | Failure:
+    """A call on a worker, which may be one that came after those that were asked for their code."""
+    from distributed import get_worker
+
+    if (own := _own_code()) != code:
+        raise ClusterError(_refusal(get_worker().address, own, code))
+    return tried(function, argument)
+
+
+def _on_cluster(client: Any, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    call = partial(_tried_with, _code(), function)
+    running = {client.submit(call, argument, pure=False): argument for argument in arguments}
     for future in as_completed(list(running)):
         argument = running.pop(future)
-        lost = isinstance(future.exception(), KilledWorker)
-        yield argument, Failure(f"its workers were killed: {future.exception()}") if lost else future.result()
+        try:
+            found: R | Failure = future.result()
+        except KilledWorker as error:
+            found = Failure(f"its workers were killed: {error}")
+        except CancelledError as error:  # all calls are, when the connection is lost
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would show how it tries to connect again
+            raise ClusterError("the scheduler is gone; start it again, and workers: the same command goes on") from error
+        yield argument, found
 
 
 def _code() -> tuple[str, dict[str, str]]:
     from amaml_core import records  # here, since it loads torch, which a process that is being started has no need of yet
 
     return records.commit(), records.versions()
+
+
+@cache
+def _own_code() -> tuple[str, dict[str, str]]:
+    """A worker's code as it was at first: what is changed in its checkout later is not what it has loaded."""
+    return _code()
