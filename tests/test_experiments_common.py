@@ -11,7 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 from scipy import stats
 
@@ -436,6 +437,20 @@ def test_the_command_line_refuses_what_it_cannot_use_and_says_what_it_can(option
     said = capsys.readouterr().err.splitlines()[-1]
     form = "of the form tcp://HOST:PORT" if option == "scheduler" else f"a whole number from {int(option != 'seed')} to"
     assert caught.value.code == 2 and f"--{option}: must be {form}" in said and repr(value) in said
+
+
+@pytest.mark.parametrize("option", ["--list", "--jobs=1"])
+def test_records_of_other_versions_of_torch_stand_and_are_counted(fake, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: [Cell("fake", "a", {}, seed) for seed in (0, 1)])
+    runner.main(["--out", str(tmp_path)])
+    runner.main([option, "--out", str(tmp_path)])
+    assert "made with" not in capsys.readouterr().err  # all by the torch that is here
+    old = records.read("fake", tmp_path)[0]
+    records.write(replace(old, versions=old.versions | {"torch": "1.0"}), "fake", tmp_path)
+    runner.main([option, "--out", str(tmp_path)])
+    here = torch.__version__
+    assert f"made with torch 1.0 (1 records) and {here} (1 records), and this is torch {here}" in capsys.readouterr().err
+    assert fake == [0, 1]
 
 
 def test_an_evaluation_with_damaged_records_is_left_out_and_the_others_go_on(fake, tmp_path, monkeypatch, capsys):
