@@ -16,7 +16,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .common.cells import Cell, durations, missing, only_sweep, run_cells, tidy_up
+import torch
+
+from amaml_core.loop import ended_by_sigterm
+
+from .common.cells import Cell, durations, missing, only_sweep, run_cells, tidy_up, torch_versions
 from .common.parameters import PROFILES
 from .common.pools import ClusterError
 from .common.records import RESULTS, read
@@ -58,13 +62,15 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.list:
         names = {cell.name for cell in missing(chosen, arguments.out)}
         print("\n".join(f"{'    ' if c.name in names else 'done'} {c.name}" for c in chosen))
+        say_versions(chosen, arguments.out)
     else:
         try:
-            failed = sweep(chosen, arguments)
-        except KeyboardInterrupt:
+            with ended_by_sigterm():
+                failed = sweep(chosen, arguments)
+        except (KeyboardInterrupt, SystemExit) as stop:
             done = f"{len(chosen) - len(missing(chosen, arguments.out))} of {len(chosen)} cells have a record"
             print(f"interrupted: {done}; the same command goes on", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(130 if isinstance(stop, KeyboardInterrupt) else stop.code)
         except ClusterError as error:
             sys.exit(str(error))
         except OSError as error:
@@ -96,6 +102,7 @@ def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:
     folder = arguments.out
     without = missing(chosen, folder)
     print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
+    say_versions(chosen, folder)
     if not (todo := chosen if arguments.force else without):
         tidy_up(chosen, folder)
         return 0
@@ -111,6 +118,14 @@ def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:
         said = f"{len(failed)} of {len(todo)} cells failed, for the reasons above; the same command tries them again"
         print(said, file=sys.stderr)
     return len(failed)
+
+
+def say_versions(chosen: list[Cell], folder: Path) -> None:
+    """Say on the standard error with which torch the records of some cells were made, if not all with the one that is here."""
+    found, here = torch_versions(chosen, folder), str(torch.__version__)
+    if found.keys() - {here}:
+        made = " and ".join(f"{version} ({count} records)" for version, count in sorted(found.items()))
+        print(f"made with torch {made}, and this is torch {here}; they count, and --force makes them anew", file=sys.stderr)
 
 
 def damaged_records(evaluations: Iterable[str], folder: Path) -> dict[str, ValueError]:

@@ -450,6 +450,21 @@ def test_a_run_that_does_not_end_says_so_in_a_line_and_leaves_the_earlier_one(ch
     assert made.read_text() == "an earlier run" and {path.name for path in made.parent.iterdir()} <= {"one.ipynb", ".one.lock"}
 
 
+@pytest.mark.parametrize(
+    "tool, work, command", [(book, "render", ["render"]), (book, "links", ["links"]), (dist, "build", []), (figures, "draw", None)]
+)
+def test_a_tool_that_is_interrupted_says_so_in_a_line(monkeypatch, tmp_path, capsys, tool, work, command):
+    def stop(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, work, stop)
+    monkeypatch.setattr(dist, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "chromium", lambda: "")
+    assert (tool.main() if command is None else tool.main(command)) == 130
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "interrupted; what was there before is untouched, and the same command does it again" in said
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_its_kernel_and_leaves_nothing(chapter, tmp_path):
     begun = tmp_path / "begun"

@@ -86,3 +86,27 @@ def test_workers_with_other_code_are_refused_before_any_cell_is_run(tmp_path, mo
         monkeypatch.setattr(amaml_core.records, "commit", lambda: "another")
         with pytest.raises(ClusterError, match="start it from the same checkout and environment"), pool(1, address):
             pass
+
+
+@pytest.mark.slow
+def test_a_worker_that_joins_after_the_start_is_refused_too(tmp_path):
+    from distributed import Client
+
+    with cluster(tmp_path, 1, GIT_DIR=str(tmp_path)) as address, Client(address) as client:  # it finds no commit
+        with pytest.raises(ClusterError, match="has .'unknown', .* start it from the same checkout and environment"):
+            list(pools._on_cluster(client, time.sleep, [0.0]))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_is_an_error_that_says_how_to_go_on(tmp_path, caplog):
+    from distributed import Client
+
+    with cluster(tmp_path, 1) as address, pytest.raises(ClusterError, match="the scheduler is gone; .* the same command goes on"):
+        with pool(1, address) as each:
+            with Client(address) as client:
+                scheduler = client.run_on_scheduler(os.getpid)
+            found = each(time.sleep, [0.0, 600.0])
+            next(found)
+            os.kill(scheduler, signal.SIGKILL)
+            next(found)
+    assert "Traceback" not in caplog.text

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import resource
 import signal
@@ -10,13 +11,16 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import torch
+from safetensors.numpy import load_file
 from scipy import stats
 
 from amaml_core import DivergenceError
@@ -301,6 +305,81 @@ finally:
     assert ended.exists() and time.monotonic() - started < pools.GRACE_SECONDS and capfd.readouterr().err == ""
 
 
+# An evaluation of cells that take some seconds, with checkpoints that are written when a cell begins and when it ends.
+LONG = """
+import os, sys, time
+from types import SimpleNamespace
+
+def run(cell, scratch):
+    from functools import partial
+    import pandas as pd, torch
+    from amaml_core import AMAML, Euler, Problem, fit
+    from amaml_core.samplers import CosMixture, FunctionSampler
+    class Slow(FunctionSampler):
+        def __call__(self, generator):
+            time.sleep(0.03)
+            with open(scratch.parent / f"{cell.seed}.drawn", "a") as file:
+                print(os.getpid(), file=file)
+            return super().__call__(generator)
+    torch.manual_seed(0)
+    problem = Problem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss, trace=False)
+    file, adam = scratch / f"{cell.name}.safetensors", partial(torch.optim.Adam, lr=1e-2)
+    sampler = Slow(CosMixture(), 5, 5, 1)
+    found = fit(AMAML(0.5, Euler(1)), problem, sampler, 60, adam, file, seed=cell.seed, progress=False)
+    return pd.DataFrame({"theta": found.theta.tolist()})
+
+sys.modules["experiments.long.run"] = SimpleNamespace(run=run)
+"""
+LONG_SWEEP = """
+import sys
+from experiments import __main__ as runner
+from experiments.common.cells import Cell
+runner.cells = lambda profile, seed: [Cell("long", "a", {}, seed) for seed in (0, 1)]
+runner.main(["--out", sys.argv[1], "--jobs", "2"])
+"""
+
+
+def long_sweep(folder, out):
+    (folder / "sitecustomize.py").write_text(LONG)  # which the processes of the pool import, too
+    env = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
+    command = [sys.executable, "-c", LONG_SWEEP, str(out)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def lives(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_the_processes_of_a_sweep_save_their_state_and_end_when_the_sweep_alone_is_killed(tmp_path, end):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert long_sweep(tmp_path, whole).wait(timeout=120) == 0
+    first = long_sweep(tmp_path, out)
+    while len(drawn := [path.read_text().split() for path in out.glob("*.drawn")]) < 2 or min(map(len, drawn)) < 5:
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(end)
+    said = first.communicate(timeout=60)[1] if end == signal.SIGTERM else ""
+    until, pids = time.monotonic() + 5, [int(pid) for pid, *_ in drawn]
+    while any(lives(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    left = [pid for pid in pids if lives(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == [] and first.wait() == (143 if end == signal.SIGTERM else -9)
+    if end == signal.SIGTERM:
+        assert "interrupted: 0 of 2 cells have a record; the same command goes on" in said and "Traceback" not in said
+    saved = [len(load_file(path)["state.rows"]) for path in out.glob(".scratch/[!.]*.safetensors")]
+    assert len(saved) == 2 and 0 < min(saved) <= max(saved) < 60
+    assert long_sweep(tmp_path, out).wait(timeout=120) == 0
+    one, two = (records.read("long", folder) for folder in (whole, out))
+    assert len(one) == 2 and [deviation(a, b) for a, b in zip(one, two, strict=True)] == [0, 0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_ends_a_sweep_and_leaves_no_half_written_file(tmp_path, jobs):
@@ -358,6 +437,20 @@ def test_the_command_line_refuses_what_it_cannot_use_and_says_what_it_can(option
     said = capsys.readouterr().err.splitlines()[-1]
     form = "of the form tcp://HOST:PORT" if option == "scheduler" else f"a whole number from {int(option != 'seed')} to"
     assert caught.value.code == 2 and f"--{option}: must be {form}" in said and repr(value) in said
+
+
+@pytest.mark.parametrize("option", ["--list", "--jobs=1"])
+def test_records_of_other_versions_of_torch_stand_and_are_counted(fake, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: [Cell("fake", "a", {}, seed) for seed in (0, 1)])
+    runner.main(["--out", str(tmp_path)])
+    runner.main([option, "--out", str(tmp_path)])
+    assert "made with" not in capsys.readouterr().err  # all by the torch that is here
+    old = records.read("fake", tmp_path)[0]
+    records.write(replace(old, versions=old.versions | {"torch": "1.0"}), "fake", tmp_path)
+    runner.main([option, "--out", str(tmp_path)])
+    here = torch.__version__
+    assert f"made with torch 1.0 (1 records) and {here} (1 records), and this is torch {here}" in capsys.readouterr().err
+    assert fake == [0, 1]
 
 
 def test_an_evaluation_with_damaged_records_is_left_out_and_the_others_go_on(fake, tmp_path, monkeypatch, capsys):

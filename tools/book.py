@@ -194,6 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
     if args.action != "report":
         try:
             links() if args.action == "links" else render(args.profile)
+        except KeyboardInterrupt:
+            said = "interrupted; what was there before is untouched, and the same command does it again"
+            print(f"{args.action}: {said}", file=sys.stderr)
+            return 130
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1

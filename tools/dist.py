@@ -190,6 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
             if not found:
                 put_in_place(work / "dist", ROOT / "dist")
                 print("\n".join(f"dist/{file.name}" for file in files))
+    except KeyboardInterrupt:
+        print("dist: interrupted; what was there before is untouched, and the same command does it again", file=sys.stderr)
+        return 130
     except OSError as error:
         print(error, file=sys.stderr)
         return 1

@@ -58,6 +58,9 @@ def draw(program: str, target: Path) -> None:
 def main() -> int:
     try:
         draw(chromium(), BUILD / "figures")
+    except KeyboardInterrupt:
+        print("figures: interrupted; what was there before is untouched, and the same command does it again", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,14 @@ def missing(cells: Iterable[Cell], folder: Path = RESULTS) -> list[Cell]:
     cells = list(cells)
     done = _standing(cells, folder)
     return [cell for cell in cells if (cell.evaluation, *cell.key) not in done]
+
+
+def torch_versions(cells: Iterable[Cell], folder: Path = RESULTS) -> Counter[str]:
+    """How many of the cells have a record that was made with each version of PyTorch."""
+    cells = list(cells)
+    done = _standing(cells, folder)
+    of_each = (done.get((cell.evaluation, *cell.key)) for cell in cells)
+    return Counter(str(record.versions.get("torch", "unknown")) for record in of_each if record)
 
 
 def _records(evaluation: str, folder: Path) -> list[Record]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -17,7 +20,8 @@ import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 ATTEMPTS = 3  # at a call whose process is killed
-GRACE_SECONDS = 10  # for calls that are under way to save their state, when the pool is left before its end
+GRACE_SECONDS = 10  # for calls that are under way to save their state, when the pool is left or killed before its end
+WATCH_SECONDS = 0.2  # between a process's looks at whether the one that started it lives
 WAIT_SECONDS = 60  # for the scheduler, and for the first worker
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +49,7 @@ def pool(jobs: int, scheduler: str = "") -> Iterator[Callable[[Callable[[T], R],
     """A function that calls another with each of some arguments, and yields each argument and what came of it, as they come.
 
     A call that fails ends no other. One whose process dies, for want of memory or by a kill, is made again by another process, up
-    to three times.
+    to three times. If this process is killed, the others end too.
 
     Args:
         jobs: processes on this machine; 1 is this process, which compiles the steps once for all cells.
@@ -53,7 +57,8 @@ def pool(jobs: int, scheduler: str = "") -> Iterator[Callable[[Callable[[T], R],
             can make a process run anything: use a scheduler and workers of your own, on a network that you trust.
 
     Raises:
-        ClusterError: no scheduler or no worker answers, or the workers have other code or other releases than this process.
+        ClusterError: no scheduler or no worker answers, or one is gone, or the workers have other code or other releases than this
+            process; also from the function that is given.
     """
     if scheduler:
         with _cluster(scheduler) as client:
@@ -81,8 +86,7 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
     threads = str(max(joblib.cpu_count() // jobs, 1))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     env = {name: os.environ.get(name, threads) for name in names}
-    # Ctrl-C is for this process, which then ends the others by SIGTERM.
-    new = partial(ProcessPoolExecutor, 1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN), env=env)
+    new = partial(ProcessPoolExecutor, 1, initializer=_begin, initargs=(os.getpid(),), env=env)
     running: dict[Future, tuple[ProcessPoolExecutor, T, int]] = {}
 
     def start(executor: ProcessPoolExecutor, argument: T, attempt: int = 1) -> None:
@@ -121,6 +125,23 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
         _stop(running)
 
 
+def _begin(parent: int) -> None:
+    """What a process of the pool does first: Ctrl-C is for its parent, which then ends it by SIGTERM, and it outlives that for no
+    longer than a call needs to save its state."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # ends a call if one is under way, or else the process
+    limit = time.monotonic() + GRACE_SECONDS
+    while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and time.monotonic() < limit:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _ended_by_sigterm(function: Callable[[T], R], argument: T) -> R | Failure:
     """A call that SIGTERM ends as Ctrl-C would: training saves its state then."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -157,24 +178,50 @@ def _cluster(scheduler: str) -> Iterator[Any]:
         raise ClusterError(f"no worker of a Dask scheduler at {scheduler!r} within {WAIT_SECONDS} s: {error}") from error
     with client:
         ours = _code()
-        for worker, theirs in client.run(_code).items():
+        for worker, theirs in client.run(_own_code).items():
             if theirs != ours:
-                found = f"the worker at {worker} has {theirs}, and this process {ours}"
-                raise ClusterError(f"{found}; start it from the same checkout and environment")
+                raise ClusterError(_refusal(worker, theirs, ours))
         yield client
 
 
-def _on_cluster(client: Any, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
-    from distributed import KilledWorker, as_completed
+def _refusal(worker: str, theirs: object, ours: object) -> str:
+    found = f"the worker at {worker} has {theirs}, and this process {ours}"
+    return f"{found}; start it from the same checkout and environment"
 
-    running = {client.submit(tried, function, argument, pure=False): argument for argument in arguments}
+
+def _tried_with(code: object, function: Callable[[T], R], argument: T) -> R | Failure:
+    """A call on a worker, which may be one that came after those that were asked for their code."""
+    from distributed import get_worker
+
+    if (own := _own_code()) != code:
+        raise ClusterError(_refusal(get_worker().address, own, code))
+    return tried(function, argument)
+
+
+def _on_cluster(client: Any, function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    call = partial(_tried_with, _code(), function)
+    running = {client.submit(call, argument, pure=False): argument for argument in arguments}
     for future in as_completed(list(running)):
         argument = running.pop(future)
-        lost = isinstance(future.exception(), KilledWorker)
-        yield argument, Failure(f"its workers were killed: {future.exception()}") if lost else future.result()
+        try:
+            found: R | Failure = future.result()
+        except KilledWorker as error:
+            found = Failure(f"its workers were killed: {error}")
+        except CancelledError as error:  # all calls are, when the connection is lost
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would show how it tries to connect again
+            raise ClusterError("the scheduler is gone; start it again, and workers: the same command goes on") from error
+        yield argument, found
 
 
 def _code() -> tuple[str, dict[str, str]]:
     from amaml_core import records  # here, since it loads torch, which a process that is being started has no need of yet
 
     return records.commit(), records.versions()
+
+
+@cache
+def _own_code() -> tuple[str, dict[str, str]]:
+    """A worker's code as it was at first: what is changed in its checkout later is not what it has loaded."""
+    return _code()

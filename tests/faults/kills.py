@@ -1,8 +1,8 @@
 """Kill long work at random moments, and see what is left: ``python tests/faults/kills.py [--trials N] [--record FILE] [WORK ...]``.
 
-A trial starts the work in an empty folder, kills it outright with all its children at a random moment of the time that it takes
-undisturbed, and runs it again to its end. It is lost if the second run fails, if its result is not the undisturbed one, or if
-a file lies in the folder, after one more run, that an undisturbed run does not leave.
+A trial starts the work in an empty folder, kills it outright with all its children, or alone, at a random moment of the time that
+it takes undisturbed, and runs it again to its end. It is lost if the second run fails, if its result is not the undisturbed one,
+if a file lies in the folder, after one more run, that an undisturbed run does not leave, or if a child of the first run lives on.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import torch
 import torch._dynamo  # which optimisers import when they are first made: here, once, and not in every fork
 from bs4 import BeautifulSoup
@@ -58,12 +60,17 @@ def train(folder: Path) -> object:
     return found.theta.tolist()
 
 
-def sweep(folder: Path) -> object:
+def sweep(folder: Path, jobs: int = 1) -> object:
     """Four small cells; their tables."""
     cells = [cell for cell in synthetic_cells("smoke") if cell.kind == "curves"][:4]
-    run_cells(missing(cells, folder), folder)
+    run_cells(missing(cells, folder), folder, jobs)
     found = {record.key: record.table.to_dict("list") for record in records.read("synthetic", folder)}
     return [found.get(cell.key) for cell in cells]
+
+
+def two_at_once(folder: Path) -> object:
+    """The same in two processes, of which a kill strikes none: they are to end by themselves."""
+    return sweep(folder, jobs=2)
 
 
 def data(folder: Path) -> object:
@@ -134,7 +141,7 @@ print(sum(range(seed + 10)))
 ```
 """
 WORKS: dict[str, Callable[[Path], object]]
-WORKS = {"fit": train, "cells": sweep, "data": data, "download": fetch, "chapter": chapter, "pages": pages}
+WORKS = {"fit": train, "cells": sweep, "sweep": two_at_once, "data": data, "download": fetch, "chapter": chapter, "pages": pages}
 
 
 @dataclass(frozen=True)
@@ -162,13 +169,23 @@ def start(work: Callable[[Path], object], folder: Path, answer: Path) -> int:
     os._exit(0)
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, alone: bool = False) -> None:
     """Kill a process that was started here with all its children; one that has no group of its own yet has none."""
     try:
-        os.killpg(pid, signal.SIGKILL)
+        (os.kill if alone else os.killpg)(pid, signal.SIGKILL)
     except ProcessLookupError:
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def living(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def ended(pid: int) -> bool:
@@ -202,7 +219,7 @@ def trials(work: Callable[[Path], object], count: int, draw: random.Random) -> I
             folder = Path(name)
             pid = start(work, folder, Path(other, "answer"))
             time.sleep(draw.uniform(0, took))
-            kill(pid)
+            kill(pid, alone=work is two_at_once)
             end = finish(work, folder)
             if end.files - whole.files and not end.error:  # a kernel lives on for a moment, and may write behind that run's back
                 end = finish(work, folder)
@@ -210,6 +227,9 @@ def trials(work: Callable[[Path], object], count: int, draw: random.Random) -> I
                 yield f"the second run failed: {end.error}"
             elif end.result != whole.result:
                 yield "the second run ended otherwise"
+            elif left := living(pid):
+                os.killpg(pid, signal.SIGKILL)
+                yield f"{len(left)} processes of the first run live"
             else:
                 yield ", ".join(f"left {path}" for path in sorted(end.files - whole.files))
 
