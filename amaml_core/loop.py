@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from . import checkpoints
 from .identity import describe, standing_still, stateful
@@ -276,7 +276,8 @@ class Run:
     def update(self) -> Iterator[None]:
         """Within it one meta step changes the state, all of it or, in the file, nothing."""
         if self.path is not None:
-            self._kept = len(self.rows), copy.deepcopy(self._state())  # the optimiser writes to its own
+            copies = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, self._state())
+            self._kept = len(self.rows), copies  # the optimiser writes to its own
         yield
         self._mark = self.generator.get_state()
         self._kept = None
