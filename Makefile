@@ -34,7 +34,7 @@ unexport demand
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-slow test-nbval test-browser test-all test-faults test-twice bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
+.PHONY: help env book test test-slow test-nbval test-browser test-all test-faults fuzz test-twice bench full data data-images images-gpu html pages links figures pdf lab dist notebooks notebook refresh sync lint lock clean rendered
 
 override PY := $(VENV)/bin/python
 override READY := $(VENV)/.ready
@@ -115,8 +115,14 @@ test-all:  ## test, test-slow, test-nbval and test-browser, one after the other
 	$(SUBMAKE) test-nbval
 	$(SUBMAKE) test-browser
 
+override KILLED := pages chapter sweep cells data fit download
 test-faults: $(READY)  ## kill long work at random moments, and read damaged files; the counts go into results/faults.json (20 minutes)
-	@$(PY) tests/faults/kills.py --record results/faults.json
+	+@$(MAKE) --no-print-directory -k -j"$$JOBS" $(KILLED:%=kill-%) fuzz
+
+kill-%: $(READY)
+	@$(PY) tests/faults/kills.py $* --record results/faults.json
+
+fuzz: $(READY)
 	@$(PY) tests/faults/fuzz.py --record results/faults.json
 
 test-twice: $(READY)  ## make every chapter and every experiment twice at smoke, and compare; the counts go there too (20 minutes)

@@ -118,7 +118,10 @@ def test_the_page_of_promises_names_tests_that_exist():
 def test_every_fault_was_tried_often_and_nothing_was_lost(tmp_path):
     counts, text = faults.read(), (ROOT / "tests" / "faults" / "kills.py").read_text()
     (killed,) = re.findall(r"^WORKS = \{(.*)\}$", text, re.MULTILINE)  # to import it would take seconds
-    wanted = {f"kill {name}": 30 for name in re.findall(r'"(\w+)":', killed)} | {f"twice {name}": 1 for name in twice.WORKS}
+    names = re.findall(r'"(\w+)":', killed)
+    (made,) = re.findall(r"^override KILLED := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(made.split()) == sorted(names)
+    wanted = {f"kill {name}": 30 for name in names} | {f"twice {name}": 1 for name in twice.WORKS}
     wanted |= {f"fuzz {name}": 1 for name in fuzz.kinds(tmp_path)}
     assert set(counts) == set(wanted)
     assert {name: found for name, found in counts.items() if found["tried"] < wanted[name] or found["lost"]} == {}
