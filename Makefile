@@ -115,7 +115,7 @@ test-all:  ## test, test-slow, test-nbval and test-browser, one after the other
 	$(SUBMAKE) test-nbval
 	$(SUBMAKE) test-browser
 
-override KILLED := pages chapter sweep cells data fit download
+override KILLED := sweep pages chapter cells data fit download
 test-faults: $(READY)  ## kill long work at random moments, and read damaged files; the counts go into results/faults.json (20 minutes)
 	+@$(MAKE) --no-print-directory -k -j"$$JOBS" $(KILLED:%=kill-%) fuzz
 
