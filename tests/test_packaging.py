@@ -8,10 +8,12 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from tools import dist, hashes
 from tools.repository import declared
@@ -81,6 +83,14 @@ def test_every_package_of_the_lock_but_torch_has_its_hashes():
     assert [found for found in entries if len(found) < 2] == []
     wrong = [word for _, *found in entries for word in found if not re.fullmatch("--hash=sha256:[0-9a-f]{64}", word)]
     assert wrong == []
+
+
+def test_every_package_of_the_lock_takes_the_oldest_python_that_is_promised():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        oldest = tomllib.load(file)["project"]["requires-python"].removeprefix(">=") + ".0"
+    lock = hashes.pinned((ROOT / "requirements.lock").read_text()).values()
+    here = [found for found in metadata.distributions() if f"{found.name}=={found.version}" in lock]  # not all, where all is newer
+    assert [found.name for found in here if oldest not in SpecifierSet(found.metadata["Requires-Python"] or "")] == []
 
 
 def test_hashes_are_those_of_the_files_that_pip_would_take_from_an_index():
