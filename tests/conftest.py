@@ -1,10 +1,12 @@
 """What every test needs: one thread, so that parallel workers do not fight for cores and sums come out the same.
 
 ``AMAML_SHUFFLE=1`` runs the files, and the tests of each, in another order; any number is one.
+``AMAML_HALF=0`` runs one half of the tests, and ``AMAML_HALF=1`` the other.
 """
 
 import os
 import random
+import zlib
 from itertools import groupby
 
 import torch
@@ -18,8 +20,12 @@ def pytest_itemcollected(item):
         item.parent.skip_compare = (*item.parent.skip_compare, "stderr")
 
 
-def pytest_collection_modifyitems(items):
-    """Shuffle, if that is wanted: no test may need another one before it. The cells of a notebook keep their order."""
+def pytest_collection_modifyitems(config, items):
+    """Take a half, and shuffle, if that is wanted: no test may need another one before it. Cells of a notebook keep their order."""
+    if half := os.environ.get("AMAML_HALF"):
+        mine = [zlib.crc32(test.nodeid.encode()) % 2 == int(half) for test in items]
+        config.hook.pytest_deselected(items=[test for test, is_mine in zip(items, mine, strict=True) if not is_mine])
+        items[:] = [test for test, is_mine in zip(items, mine, strict=True) if is_mine]
     if seed := os.environ.get("AMAML_SHUFFLE"):
         draw = random.Random(int(seed))
         files = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
