@@ -29,7 +29,7 @@ from amaml_core import strict
 from amaml_core.datasets import RATINGS, data_root
 
 from . import faults
-from .notebooks import CHECKED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, put_in_place, read_notebook, read_run
+from .notebooks import CHECKED, INTERRUPTED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, put_in_place, read_notebook, read_run
 from .repository import building, with_buttons, with_setup
 from .weight import round_off, trim_icons
 
@@ -195,8 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             links() if args.action == "links" else render(args.profile)
         except KeyboardInterrupt:
-            said = "interrupted; what was there before is untouched, and the same command does it again"
-            print(f"{args.action}: {said}", file=sys.stderr)
+            print(INTERRUPTED.format(args.action), file=sys.stderr)
             return 130
         except (OSError, ValueError) as error:
             print(error, file=sys.stderr)

@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from packaging.metadata import Metadata
 from packaging.version import Version
 
-from .notebooks import ROOT, alone, put_in_place
+from .notebooks import INTERRUPTED, ROOT, alone, put_in_place
 from .repository import ADDRESS, building, declared
 
 # What an index needs to show the package, and does not refuse.
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
                 put_in_place(work / "dist", ROOT / "dist")
                 print("\n".join(f"dist/{file.name}" for file in files))
     except KeyboardInterrupt:
-        print("dist: interrupted; what was there before is untouched, and the same command does it again", file=sys.stderr)
+        print(INTERRUPTED.format("dist"), file=sys.stderr)
         return 130
     except OSError as error:
         print(error, file=sys.stderr)

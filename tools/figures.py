@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 from playwright.sync_api import sync_playwright
 
 from .book import BUILD
-from .notebooks import NOTEBOOKS, ROOT, alone, names, put_in_place, read_notebook
+from .notebooks import INTERRUPTED, NOTEBOOKS, ROOT, alone, names, put_in_place, read_notebook
 from .pdf import chromium
 
 
@@ -59,7 +59,7 @@ def main() -> int:
     try:
         draw(chromium(), BUILD / "figures")
     except KeyboardInterrupt:
-        print("figures: interrupted; what was there before is untouched, and the same command does it again", file=sys.stderr)
+        print(INTERRUPTED.format("figures"), file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -44,6 +44,8 @@ from .repository import declared, with_setup
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "book" / "src"
 NOTEBOOKS = ROOT / "book"
+# What a tool says after Ctrl-C that begins anew when it is called again.
+INTERRUPTED = "{}: interrupted; what was there before is untouched, and the same command does it again"
 # Seconds that one cell may take. A full run may take hours.
 CELL_TIMEOUT = {"smoke": 600, "book": 1800, "full": None}
 # What an execution leaves in the metadata of a cell, different every time.
