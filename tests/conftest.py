@@ -1,7 +1,8 @@
 """What every test needs: one thread, so that parallel workers do not fight for cores and sums come out the same.
 
 ``AMAML_SHUFFLE=1`` runs the files, and the tests of each, in another order; any number is one.
-``AMAML_HALF=0`` runs one half of the tests, and ``AMAML_HALF=1`` the other.
+``AMAML_HALF=0`` runs one half of the tests, and ``AMAML_HALF=1`` the other. Both are about this run of pytest: what its tests start
+does not see them.
 """
 
 import os
@@ -22,11 +23,11 @@ def pytest_itemcollected(item):
 
 def pytest_collection_modifyitems(config, items):
     """Take a half, and shuffle, if that is wanted: no test may need another one before it. Cells of a notebook keep their order."""
-    if half := os.environ.get("AMAML_HALF"):
+    if half := os.environ.pop("AMAML_HALF", ""):
         mine = [zlib.crc32(test.nodeid.encode()) % 2 == int(half) for test in items]
         config.hook.pytest_deselected(items=[test for test, is_mine in zip(items, mine, strict=True) if not is_mine])
         items[:] = [test for test, is_mine in zip(items, mine, strict=True) if is_mine]
-    if seed := os.environ.get("AMAML_SHUFFLE"):
+    if seed := os.environ.pop("AMAML_SHUFFLE", ""):
         draw = random.Random(int(seed))
         files = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
         draw.shuffle(files)

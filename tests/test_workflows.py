@@ -1,8 +1,11 @@
 """What continuous integration may do: actions are pinned by hash, rights are the least, nothing from a request reaches a shell."""
 
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import conftest
 import pytest
 import yaml
 
@@ -125,3 +128,20 @@ def test_one_leg_installs_the_files_whose_hashes_are_known_before_torch():
         "python -m pip install --require-hashes --no-deps -r requirements.hashes",
         "python -m pip install -r requirements.lock",
     ]
+
+
+@pytest.mark.parametrize("shuffle", ["", "1"])
+def test_two_halves_are_all_tests_once_and_what_tests_start_is_not_halved(monkeypatch, shuffle):
+    left = []
+    config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: left.extend(items)))
+    tests = [SimpleNamespace(nodeid=f"test_{n % 3}.py::test_{n}", path=Path(f"test_{n % 3}.py")) for n in range(50)]
+    halves = []
+    for half in "01":
+        monkeypatch.setenv("AMAML_HALF", half)
+        monkeypatch.setenv("AMAML_SHUFFLE", shuffle)
+        items = [*tests]
+        conftest.pytest_collection_modifyitems(config, items)
+        assert not {"AMAML_HALF", "AMAML_SHUFFLE"} & set(os.environ)
+        assert 10 < len(items) < 40
+        halves += items
+    assert sorted(test.nodeid for test in halves) == sorted(test.nodeid for test in tests) == sorted(test.nodeid for test in left)
