@@ -78,7 +78,8 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "$$PYTHON is not there, or older than 3.11; say for example: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing the packages of requirements.lock into $$VENV (a few minutes) ..."
 	@"$$PYTHON" -m venv "$$VENV"
-	@$(PY) -m pip install --disable-pip-version-check -qq -r requirements.lock
+	@# Compiling all modules takes longer than installing them, and most are never imported.
+	@$(PY) -m pip install --disable-pip-version-check -qq --no-compile -r requirements.lock
 	@$(PY) -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
 	$(call take,$(VENV))
 	@touch $@
