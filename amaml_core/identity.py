@@ -89,7 +89,8 @@ def _compound(thing: Any, name: str, within: Callable[[Mapping[str, Any]], dict[
     if isinstance(thing, type):
         return {name: f"{thing.__module__}.{thing.__qualname__}"} | within(_class(thing))
     if isinstance(thing, nn.Module):
-        return {name: re.sub(r"\s+", " ", repr(thing))} | within(_module(thing))
+        shown = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))  # of a function or an object that a part names
+        return {name: re.sub(r"\s+", " ", shown)} | within(_module(thing))
     if isinstance(thing, Enum):
         return {name: str(thing)} | within({"class": type(thing)})
     if dataclasses.is_dataclass(thing):

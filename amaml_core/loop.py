@@ -102,10 +102,12 @@ def _described(problem: Problem, thing: Any, name: str = "") -> dict[str, str]:
 
 def description(problem: Problem, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
     """What all ranks of a run must have been given alike, wherever their devices are."""
-    found = _described(problem, settings | outer.description() | {"scheduler": outer.state()["scheduler"]})
-    for name in FUNCTIONS:
+    found = _described(problem, settings | outer.description() | {"buffers": dict(problem.model.named_buffers())})
+    functions = {name: getattr(problem, name) for name in FUNCTIONS}
+    schedule = None if outer.scheduler is None else outer.scheduler.state_dict()
+    for name, thing in (functions | {"scheduler": schedule}).items():
         with suppress(TypeError):  # nothing tells whether it is the same
-            found |= _described(problem, getattr(problem, name), name)
+            found |= _described(problem, thing, name)
     return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
 
 
@@ -210,10 +212,10 @@ class Run:
                         print(note, file=sys.stderr)
                 raise
 
-    @property
-    def token(self) -> int:
-        """Where the generator is, as a small number."""
-        return zlib.crc32(self.generator.get_state().numpy().tobytes())
+    def tokens(self) -> tuple[int, int]:
+        """Where the generator is, and the optimiser's settings, which a scheduler has a hand in: small numbers."""
+        settings = repr(describe(self.outer.description()["optimizer"]["settings"]))
+        return zlib.crc32(self.generator.get_state().numpy().tobytes()), zlib.crc32(settings.encode())
 
     def load(self, meta_steps: int, ranks: Ranks) -> None:
         """Go on from the file, if there is one: all ranks from that of rank 0.
@@ -276,8 +278,10 @@ class Run:
     def update(self) -> Iterator[None]:
         """Within it one meta step changes the state, all of it or, in the file, nothing."""
         if self.path is not None:
-            copies = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, self._state())
-            self._kept = len(self.rows), copies  # the optimiser writes to its own
+            state = self._state()
+            for name in ("optimizer", "scheduler"):  # the rest are copies, or replaced and never written to
+                state["outer"][name] = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, state["outer"][name])
+            self._kept = len(self.rows), state
         yield
         self._mark = self.generator.get_state()
         self._kept = None

@@ -24,6 +24,9 @@ from .identity import differences
 from .tasks import Ragged, Tasks, between
 
 TIMEOUT = timedelta(minutes=10)  # for a rank that lives and does not answer: longer than any meta step
+# Two numbers that are the same on all ranks of a run that is well, and what each tells where they are not.
+TOKENS = ("the sampler has drawn otherwise", "the optimiser has another learning rate, or another setting,")
+NO_TOKENS = (0, 0)
 KINDS = {kind.__name__: kind for kind in (DivergenceError, KeyboardInterrupt, TypeError, ValueError)}  # as which others raise them
 
 
@@ -40,18 +43,19 @@ class Ranks:
         count = sum(map(len, groups))
         return between(groups, self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def sum(self, tensor: Tensor, token: int = 0) -> Tensor:
+    def sum(self, tensor: Tensor, tokens: tuple[int, int] = NO_TOKENS) -> Tensor:
         """The sum over all ranks, the same bits on each, in the place of the tensor.
 
         Args:
             tensor: of the same shape and kind on all ranks; on a GPU it goes over the default group, and so over NCCL.
-            token: what must be the same on all ranks, too.
+            tokens: what must be the same on all ranks, too: one for each of ``TOKENS``.
 
         Raises:
-            RuntimeError: a rank has failed, is gone, or has another token; where its error was one of ``KINDS``, that one.
+            RuntimeError: a rank has failed or is gone; where its error was one of ``KINDS``, that one.
+            ValueError: a rank has another token.
         """
         group = None if tensor.is_cuda else self._group
-        self._exchange(lambda: dist.all_reduce(tensor, group=group), token)
+        self._exchange(lambda: dist.all_reduce(tensor, group=group), tokens)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -80,7 +84,8 @@ class Ranks:
         mine = description()
         if found := differences(self.share(mine), mine):
             lines = "\n  ".join(found[:20])
-            raise ValueError(f"rank {self.rank} (here) was given another run than rank 0 (there):\n  {lines}")
+            alike = "nothing but devices may depend on the rank"
+            raise ValueError(f"rank {self.rank} (here) was given another run than rank 0 (there); {alike}:\n  {lines}")
         self.agree()
 
     def agree(self) -> None:
@@ -93,14 +98,14 @@ class Ranks:
             with suppress(Exception):
                 self._exchange(lambda: None, word=f"{type(error).__name__}: {error}")
 
-    def _exchange(self, then: Callable[[], object], token: int = 0, word: str = "") -> None:
-        """See that all are well and have the same token, and then exchange what they will."""
+    def _exchange(self, then: Callable[[], object], tokens: tuple[int, int] = NO_TOKENS, word: str = "") -> None:
+        """See that all are well and have the same tokens, and then exchange what they will."""
         if self.size == 1:
             return
         self._in_touch = False  # whoever is interrupted amid an exchange says nothing more: others would take it for something else
         try:
-            words, alike = self._words(word, token)
-            if alike and not any(words):
+            words, differ = self._words(word, tokens)
+            if not any(words) and not any(differ):
                 then()
         except RuntimeError as error:
             raise RuntimeError(
@@ -113,19 +118,20 @@ class Ranks:
                 kind, _, text = said.partition(": ")
                 raise KINDS.get(kind, RuntimeError)(f"rank {rank} of {self.size}: {text if kind in KINDS and text else said}")
         self._in_touch = True
-        if not alike:
-            raise ValueError("the sampler has drawn otherwise on one rank than on another: let it draw alike on all of them")
+        for what, differs in zip(TOKENS, differ, strict=True):
+            if differs:
+                raise ValueError(f"{what} on one rank than on another: let it be alike on all of them")
 
-    def _words(self, word: str, token: int) -> tuple[list[str], bool]:
-        """What each rank has to say, where any has something to say; and whether all tokens are the same."""
+    def _words(self, word: str, tokens: tuple[int, int]) -> tuple[list[str], list[bool]]:
+        """What each rank has to say, where any has something to say; and whether each token differs from rank to rank."""
         said = torch.tensor(list(word.encode()), dtype=torch.uint8)
-        most = torch.tensor([len(said), token, -token])
+        most = torch.tensor([[len(said), *tokens], [-len(said), *(-token for token in tokens)]])
         dist.all_reduce(most, dist.ReduceOp.MAX, self._group)
-        length, largest, smallest = most.tolist()
+        length, differ = int(most[0, 0]), (most[0] != -most[1])[1:].tolist()
         heard = [torch.zeros(length, dtype=torch.uint8) for _ in range(self.size)]
         if length:
             dist.all_gather(heard, torch.cat([said, said.new_zeros(length - len(said))]), self._group)
-        return [bytes(text.tolist()).rstrip(b"\0").decode() for text in heard], largest == -smallest
+        return [bytes(text.tolist()).rstrip(b"\0").decode() for text in heard], differ
 
     def _broadcast(self, content: bytes) -> bytes:
         size = torch.tensor([len(content)])

@@ -22,7 +22,7 @@ from .loop import Callback, MetaStep, Run, check_functions, description, identit
 from .meta import Method, checked, mean, of_each, total
 from .outer import MakeOptimizer, MakeScheduler, OuterLoop
 from .problem import Problem
-from .ranks import Ranks, joined
+from .ranks import NO_TOKENS, Ranks, joined
 from .settings import whole
 from .tasks import Ragged, batches_of
 from .validation import Best, Validation
@@ -107,8 +107,9 @@ def fit(
     rounding. (An adaptive solver, though, chooses its steps for the tasks of a rank together, as for those of a chunk.) Rank 0
     alone reads and writes the checkpoint, from which any number of ranks may go on, calls the callbacks and shows the progress. An
     error on one rank is raised on all. So is the death of a rank, at once, and the silence of one, after ten minutes. Model, theta
-    and tasks of a rank live on its own device, such as ``cuda:LOCAL_RANK``; NCCL adds up what is on GPUs. Where there is no process
-    group yet, fit starts that of ``torchrun``, which then stays until the process ends.
+    and tasks of a rank live on its own device, such as ``cuda:LOCAL_RANK``, and nothing else of them or of the loss may depend on
+    the rank; NCCL adds up what is on GPUs. Where there is no process group yet, fit starts that of ``torchrun``, which then stays
+    until the process ends.
 
     Args:
         method: gives the meta-gradient; see :func:`amaml_core.meta_gradient`.
@@ -121,10 +122,10 @@ def fit(
             others different rates. It is tried out on a copy first, and must move all of the list and nothing else.
         checkpoint: a safetensors file that is written every half minute, at an interrupt (Ctrl-C or SIGTERM) and at the end. If it
             exists, training goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss,
-            optimiser, sampler, validation or seed, or of another version of this package or of PyTorch, is refused, with what
-            differs, and so is one that another run is using. The sampler is tried out first: two draws from generators in the
-            same state must be equal. Where the file cannot be written, as on a full disk, training warns, goes on and tries again.
-            A run that has ended only reads it.
+            optimiser, sampler, validation, seed or precision (TF32), or of another version of this package or of PyTorch, is
+            refused, with what differs, and so is one that another run is using. The sampler is tried out first: two draws from
+            generators in the same state must be equal. Where the file cannot be written, as on a full disk, training warns, goes
+            on and tries again. A run that has ended only reads it.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -202,7 +203,7 @@ def fit(
                 tasks = sampler(run.generator)
                 if number == first:
                     ranks.same(lambda: describe({"tasks": tasks}))  # noqa: B023
-                gradients, row = _estimate(method_at(number), problem, tasks, outer, number, ranks, run.token)
+                gradients, row = _estimate(method_at(number), problem, tasks, outer, number, ranks, run)
                 with run.update():
                     outer.update(gradients)
                     seconds = time.monotonic() - began
@@ -231,7 +232,7 @@ def fit(
 
 
 def _estimate(
-    method: Any, problem: Problem, tasks: Ragged, outer: OuterLoop, number: int, ranks: Ranks, token: int
+    method: Any, problem: Problem, tasks: Ragged, outer: OuterLoop, number: int, ranks: Ranks, run: Run
 ) -> tuple[list[Tensor], dict[str, float]]:
     """The mean gradients (n,) of all that is trained, from one meta-batch of all ranks, and the meta step's row of the history."""
     theta, phi, sizes = outer.theta, outer.phi, [p.numel() for p in outer.parameters] + [1]
@@ -244,7 +245,7 @@ def _estimate(
         if batches:
             each = of_each(method, problem, theta, batches, phi)
             summed = total(each, [*outer.gradients(each), each.query_loss[:, None]]).to(summed)
-    summed = ranks.sum(summed, token)
+    summed = ranks.sum(summed, run.tokens() if ranks.size > 1 else NO_TOKENS)
     with _naming(f"meta step {number} of {type(method).__name__}"):
         *means, query_loss = mean(summed).split(sizes)
     gradients = [gradient.to(theta) for gradient in means]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -86,6 +87,11 @@ def run(
         problem = Problem(model, getattr(nn.functional, options.pop("loss", "mse_loss")))
     if decay := options.pop("decay", None):
         options["scheduler"] = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, decay)
+    if rate := options.pop("rate", None):
+        options["scheduler"] = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate**step)
+    if mean := options.pop("mean", None):
+        model.register_buffer("mean", torch.tensor(mean))
+        model.lock = threading.Lock()  # of which nothing tells whether it is another rank's
     if options.pop("validate", False):
         options |= {
             "validation": slopes(torch.Generator().manual_seed(9), 3).to(device),

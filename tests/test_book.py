@@ -29,7 +29,7 @@ from papermill.exceptions import PapermillExecutionError
 
 import amaml_core
 from amaml_core import samplers
-from tools import book, dist, faults, figures, notebooks, repository
+from tools import book, dist, faults, figures, notebooks, pdf, repository
 
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
@@ -399,6 +399,22 @@ def test_nbval_compares_a_checked_cell_but_for_its_standard_error(chapter, forei
     assert done.returncode == status, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("action", ["publish", "sync", "compare"])
+def test_a_chapter_that_is_refused_holds_up_no_other(monkeypatch, capsys, action):
+    done = []
+
+    def work(name, *_given):
+        if name == "b":
+            raise ValueError("b: its source has changed")
+        done.append(name)
+        return []
+
+    monkeypatch.setattr(notebooks, "names", lambda: ["a", "b", "c"])
+    monkeypatch.setattr(notebooks, action, work)
+    assert notebooks.main([action]) == 1
+    assert done == ["a", "c"] and capsys.readouterr().err == "b: its source has changed\n"
+
+
 def test_a_chapter_runs_without_a_home_folder(chapter, monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     chapter("import matplotlib.pyplot as plt\nprint(profile)")
@@ -454,14 +470,20 @@ def test_a_run_that_does_not_end_says_so_in_a_line_and_leaves_the_earlier_one(ch
 
 
 @pytest.mark.parametrize(
-    "tool, work, command", [(book, "render", ["render"]), (book, "links", ["links"]), (dist, "build", []), (figures, "draw", None)]
-)
+    "tool, work, command",
+    [
+        (book, "render", ["render"]), (book, "links", ["links"]), (dist, "build", []), (dist, "attempt", ["try"]),
+        (figures, "draw", None), (pdf, "pages", []),
+    ],
+)  # fmt: skip
 def test_a_tool_that_is_interrupted_says_so_in_a_line(monkeypatch, tmp_path, capsys, tool, work, command):
     def stop(*_given):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tool, work, stop)
     monkeypatch.setattr(dist, "ROOT", tmp_path)
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "a.whl").touch()
     monkeypatch.setattr(figures, "chromium", lambda: "")
     assert (tool.main() if command is None else tool.main(command)) == 130
     (said,) = capsys.readouterr().err.splitlines()

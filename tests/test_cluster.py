@@ -83,18 +83,29 @@ def test_a_cluster_leaves_the_records_of_one_process_though_a_worker_is_killed_o
 @pytest.mark.slow
 def test_workers_with_other_code_are_refused_before_any_cell_is_run(tmp_path, monkeypatch):
     with cluster(tmp_path, 1) as address:
-        monkeypatch.setattr(amaml_core.records, "commit", lambda: "another")
-        with pytest.raises(ClusterError, match="start it from the same checkout and environment"), pool(1, address):
+        monkeypatch.setattr(pools, "digest", lambda *folders: "another")
+        with pytest.raises(ClusterError, match="start it again, from the same checkout and environment"), pool(1, address):
             pass
 
 
 @pytest.mark.slow
-def test_a_worker_that_joins_after_the_start_is_refused_too(tmp_path):
+def test_a_worker_that_joins_after_the_start_is_refused_too(tmp_path, monkeypatch):
     from distributed import Client
 
-    with cluster(tmp_path, 1, GIT_DIR=str(tmp_path)) as address, Client(address) as client:  # it finds no commit
-        with pytest.raises(ClusterError, match="has .'unknown', .* start it from the same checkout and environment"):
+    with cluster(tmp_path, 1) as address, Client(address) as client:
+        monkeypatch.setattr(pools, "digest", lambda *folders: "another")
+        with pytest.raises(ClusterError, match="this process .'code another', .* start it again, from the same checkout"):
             list(pools._on_cluster(client, time.sleep, [0.0]))
+
+
+def test_what_runs_is_the_code_of_a_worker_and_not_its_commit(tmp_path, monkeypatch):
+    ours = pools._code()
+    monkeypatch.setattr(amaml_core.records, "commit", lambda: "another")  # of records alone, say
+    assert pools._code() == ours
+    (tmp_path / "run.py").write_text("1")
+    one = pools.digest(tmp_path)
+    (tmp_path / "run.py").write_text("2")
+    assert pools.digest(tmp_path) != one
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No mirror, no proxy, and an empty folder for prepared data, which is returned."""
     monkeypatch.delenv("AMAML_MIRROR", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):  # requests prefers the latter
+        monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setenv("AMAML_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 

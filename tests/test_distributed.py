@@ -24,7 +24,7 @@ ALIKE = {
     "skipped and learned": {"method": "skipping", "fault": "diverge", "learn": "horizon", "tasks": 2},
     "stopped": {"fault": "stop", "at": [0, 4]},
 }  # fmt: skip
-OTHER = "rank 1 (here) was given another run than rank 0 (there):\n  "
+OTHER = "rank 1 (here) was given another run than rank 0 (there); nothing but devices may depend on the rank:\n  "
 WRONG = {  # the case, the error on the guilty rank, and that on the others
     "an error": ({"fault": "raise"}, "OSError: the disk is gone", "RuntimeError: rank 1 of {0}: OSError: the disk is gone"),
     "an error on rank 0": (
@@ -42,6 +42,12 @@ WRONG = {  # the case, the error on the guilty rank, and that on the others
     "another decay": (
         {"decay": 0.5, "other": {"decay": 1.0}},
         f"ValueError: {OTHER}scheduler.gamma: 0.5 there, 1.0 here", f"ValueError: rank 1 of {{0}}: {OTHER}scheduler.gamma: ",
+    ),
+    "a rate from the second step on": (
+        {"rate": 1.0, "other": {"rate": 0.5}}, *["ValueError: the optimiser has another learning rate"] * 2,
+    ),
+    "another buffer": (
+        {"mean": 1.0, "other": {"mean": 2.0}}, f"ValueError: {OTHER}buffers.mean: ", f"ValueError: rank 1 of {{0}}: {OTHER}",
     ),
     **{
         f"another {name}: {value}": ({"other": {name: value}}, f"ValueError: {said}", f"ValueError: rank 1 of {{0}}: {said}")

@@ -1594,6 +1594,22 @@ def test_globals_of_any_kind_count_and_who_shares_what_does_not(monkeypatch):
         identity.describe(n for n in range(3))
 
 
+class Named(nn.Linear):
+    """Shows its activation as Python shows functions and objects, with its address."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+        self.activation = lambda x: x
+
+    def extra_repr(self):
+        return f"{self.activation}, {object()}"
+
+
+def test_a_description_holds_no_addresses():
+    assert "Named(<function Named" in identity.describe(Named())[""]
+    assert "0x" not in str(identity.describe(Named()))
+
+
 ELSEWHERE = """
 from amaml_core.identity import describe
 def loss(prediction, target, mode="a"):

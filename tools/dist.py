@@ -165,7 +165,7 @@ def elsewhere() -> dict[str, str]:
 def attempt(wheel: Path, root: Path) -> bool:
     """Install a wheel, with what its metadata ask for, and run the README's example in an empty folder; did both go well?"""
     with tempfile.TemporaryDirectory() as work:
-        venv.create(Path(work) / "venv", with_pip=True)
+        venv.create(Path(work) / "venv", with_pip=True, symlinks=os.name == "posix")  # as by `python -m venv`
         (empty := Path(work) / "empty").mkdir()
         python = Path(work) / "venv" / "bin" / "python"
         for command in (["-m", "pip", "install", "--quiet", wheel.resolve()], ["-c", example(root)]):
@@ -176,12 +176,12 @@ def attempt(wheel: Path, root: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     tag = (sys.argv[1:] if arguments is None else arguments)[:1]
-    if tag == ["try"]:
-        wheels = [*(ROOT / "dist").glob("*.whl")]
-        if len(wheels) != 1:
-            print(f"`make dist` leaves one wheel in dist, and there are {len(wheels)}", file=sys.stderr)
-        return 0 if len(wheels) == 1 and attempt(wheels[0], ROOT) else 1
     try:
+        if tag == ["try"]:
+            wheels = [*(ROOT / "dist").glob("*.whl")]
+            if len(wheels) != 1:
+                print(f"`make dist` leaves one wheel in dist, and there are {len(wheels)}", file=sys.stderr)
+            return 0 if len(wheels) == 1 and attempt(wheels[0], ROOT) else 1
         with alone(ROOT / "_build" / "dist", "building the package") as work:
             files = build(ROOT, work)
             found = [*problems(files, ROOT), *(unreleased(ROOT, tag[0]) if tag else [])]

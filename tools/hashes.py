@@ -20,7 +20,7 @@ from amaml_core.records import write_beside
 
 from .notebooks import ROOT
 
-# With a third number: some packages ask for more than 3.11.0.
+# With a third number, as packages may ask for more than 3.11.0.
 PYTHONS = ("3.11.9", "3.12.9", "3.13.9")
 OLD = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64")
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(34, 4, -1)), *OLD)

@@ -548,24 +548,25 @@ def act(args: argparse.Namespace) -> int:
     """Do what the command line asks for; 1 if anything is wrong with a chapter."""
     status = 0
     for name in args.names or names():
-        if args.action == "sync":
-            sync(name)
-        elif args.action == "publish":
-            publish(name, args.profile)
-        elif args.action in ("check", "compare"):
-            for problem in problems(name) if args.action == "check" else compare(name, args.profile):
-                print(problem)
-                status = 1
-        else:
-            started = time.perf_counter()
-            try:
-                made = run(name, args.profile, args.seed, not args.without_data)
-            except Exception as error:
-                print(f"FAILED {name} at {args.profile}: {error}", file=sys.stderr)
-                status = 1
+        started = time.perf_counter()
+        try:
+            if args.action == "sync":
+                sync(name)
+            elif args.action == "publish":
+                publish(name, args.profile)
+            elif args.action in ("check", "compare"):
+                for problem in problems(name) if args.action == "check" else compare(name, args.profile):
+                    print(problem)
+                    status = 1
             else:
+                made = run(name, args.profile, args.seed, not args.without_data)
                 spent = f"{time.perf_counter() - started:.0f} s"
                 print(f"{name}: run at {args.profile} in {spent}, {made.relative_to(ROOT)}", flush=True)
+        except Exception as error:  # the next chapter may be well
+            if args.action != "run" and not isinstance(error, (OSError, ValueError)):
+                raise
+            print(f"FAILED {name} at {args.profile}: {error}" if args.action == "run" else error, file=sys.stderr)
+            status = 1
     return status
 
 

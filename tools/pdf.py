@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import Error, PdfMargins, sync_playwright
 
 from .book import BUILD, INDEX
-from .notebooks import alone, put_in_place
+from .notebooks import INTERRUPTED, alone, put_in_place
 
 SET = "async () => { if (window.MathJax) await MathJax.startup.promise; await document.fonts.ready; }"  # mathematics and fonts
 
@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown := sorted(set(chosen) - set(there)):
             parser.error(f"no page {', '.join(unknown)}; there are {', '.join(there)}")
         print_pages({name: path for name, path in there.items() if not chosen or name in chosen}, BUILD / "pdf")
+    except KeyboardInterrupt:
+        print(INTERRUPTED.format("pdf"), file=sys.stderr)
+        return 130
     except (OSError, Error) as error:
         print(error, file=sys.stderr)
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import joblib
@@ -176,17 +178,22 @@ def _cluster(scheduler: str) -> Iterator[Any]:
         if client is not None:
             client.close()
         raise ClusterError(f"no worker of a Dask scheduler at {scheduler!r} within {WAIT_SECONDS} s: {error}") from error
-    with client:
-        ours = _code()
-        for worker, theirs in client.run(_own_code).items():
-            if theirs != ours:
-                raise ClusterError(_refusal(worker, theirs, ours))
-        yield client
+    log = logging.getLogger("distributed.client")
+    level = log.level
+    try:
+        with client:
+            ours = _code()
+            for worker, theirs in client.run(_own_code).items():
+                if theirs != ours:
+                    raise ClusterError(_refusal(worker, theirs, ours))
+            yield client
+    finally:
+        log.setLevel(level)
 
 
 def _refusal(worker: str, theirs: object, ours: object) -> str:
     found = f"the worker at {worker} has {theirs}, and this process {ours}"
-    return f"{found}; start it from the same checkout and environment"
+    return f"{found}; start it again, from the same checkout and environment"
 
 
 def _tried_with(code: object, function: Callable[[T], R], argument: T) -> R | Failure:
@@ -218,7 +225,16 @@ def _on_cluster(client: Any, function: Callable[[T], R], arguments: Iterable[T])
 def _code() -> tuple[str, dict[str, str]]:
     from amaml_core import records  # here, since it loads torch, which a process that is being started has no need of yet
 
-    return records.commit(), records.versions()
+    return f"code {digest(Path(records.__file__).parent, Path(__file__).parents[1])}", records.versions()
+
+
+def digest(*folders: Path) -> str:
+    """Of the Python files of the folders: of what runs, whatever else a commit holds."""
+    found = hashlib.blake2b(digest_size=4)
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 @cache

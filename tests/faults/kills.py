@@ -83,7 +83,7 @@ def data(folder: Path) -> object:
 def fetch(folder: Path) -> object:
     """Download a megabyte from a slow host; its digest."""
     download.SCHEMES = ("http",)  # the server of this machine has no certificate
-    os.environ |= {"AMAML_DATA": str(folder), "NO_PROXY": "127.0.0.1"}
+    os.environ |= {"AMAML_DATA": str(folder), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     os.environ.pop("AMAML_MIRROR", None)
     body = random.Random(0).randbytes(2**20)
     with served(Host(body, pause=0.005)) as host:
