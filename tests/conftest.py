@@ -1,8 +1,8 @@
 """What every test needs: one thread, so that parallel workers do not fight for cores and sums come out the same.
 
 ``AMAML_SHUFFLE=1`` runs the files, and the tests of each, in another order; any number is one.
-``AMAML_HALF=0`` runs one half of the tests, and ``AMAML_HALF=1`` the other. Both are about this run of pytest: what its tests start
-does not see them.
+``AMAML_PART=0/3`` runs a third of the tests, ``AMAML_PART=1/3`` another, and ``AMAML_PART=2/3`` the last.
+Both are about this run of pytest: what its tests start does not see them.
 """
 
 import os
@@ -22,9 +22,10 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Take a half, and shuffle, if that is wanted: no test may need another one before it. Cells of a notebook keep their order."""
-    if half := os.environ.pop("AMAML_HALF", ""):
-        mine = [zlib.crc32(test.nodeid.encode()) % 2 == int(half) for test in items]
+    """Take a part, and shuffle, if that is wanted: no test may need another one before it. Cells of a notebook keep their order."""
+    if part := os.environ.pop("AMAML_PART", ""):
+        number, parts = map(int, part.split("/"))
+        mine = [zlib.crc32(test.nodeid.encode()) % parts == number for test in items]
         config.hook.pytest_deselected(items=[test for test, is_mine in zip(items, mine, strict=True) if not is_mine])
         items[:] = [test for test, is_mine in zip(items, mine, strict=True) if is_mine]
     if seed := os.environ.pop("AMAML_SHUFFLE", ""):

@@ -131,17 +131,17 @@ def test_one_leg_installs_the_files_whose_hashes_are_known_before_torch():
 
 
 @pytest.mark.parametrize("shuffle", ["", "1"])
-def test_two_halves_are_all_tests_once_and_what_tests_start_is_not_halved(monkeypatch, shuffle):
+def test_all_parts_are_all_tests_once_and_what_tests_start_knows_of_no_part(monkeypatch, shuffle):
     left = []
     config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: left.extend(items)))
     tests = [SimpleNamespace(nodeid=f"test_{n % 3}.py::test_{n}", path=Path(f"test_{n % 3}.py")) for n in range(50)]
-    halves = []
-    for half in "01":
-        monkeypatch.setenv("AMAML_HALF", half)
+    taken = []
+    for part in ("0/3", "1/3", "2/3"):
+        monkeypatch.setenv("AMAML_PART", part)
         monkeypatch.setenv("AMAML_SHUFFLE", shuffle)
         items = [*tests]
         conftest.pytest_collection_modifyitems(config, items)
-        assert not {"AMAML_HALF", "AMAML_SHUFFLE"} & set(os.environ)
+        assert not {"AMAML_PART", "AMAML_SHUFFLE"} & set(os.environ)
         assert 10 < len(items) < 40
-        halves += items
-    assert sorted(test.nodeid for test in halves) == sorted(test.nodeid for test in tests) == sorted(test.nodeid for test in left)
+        taken += items
+    assert sorted(test.nodeid for test in taken) == sorted(test.nodeid for test in tests) and len(left) == 100
