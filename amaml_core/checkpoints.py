@@ -59,19 +59,20 @@ def load(path: Path, identity: dict[str, str]) -> dict:
         if header.get("digest") != digest([header.get("content"), describe(tensors)]):
             raise ValueError("it is damaged: its digest is not that of its content")
         content = json.loads(header["content"])
-    except (SafetensorError, ValueError) as error:
+        there, state = dict(content["identity"]), unflatten(content["state"], tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint that can be read: {error}. {remedy}") from None
     except OSError as error:
         raise type(error)(f"{path} cannot be read: {error}") from None
     own = {key: value for key, value in identity.items() if key.partition(".")[0] == VERSIONS}
-    there = own | content["identity"]
+    there = own | there
     if found := differences({key: there[key] for key in own}, own):  # first, as they may be why other entries differ
         lines = "\n  ".join(found)
         raise ValueError(f"{path} was begun with other versions:\n  {lines}\nGo on with those there, or choose another file")
     if found := differences(there, identity):
         lines = "\n  ".join(found[:20])
         raise ValueError(f"{path} belongs to another run:\n  {lines}\n{remedy}")
-    return unflatten(content["state"], tensors)
+    return state
 
 
 def flatten(state: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
@@ -98,7 +99,11 @@ def flatten(state: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
 
 
 def unflatten(content: Any, tensors: dict[str, Tensor]) -> Any:
-    """The state that :func:`flatten` took apart."""
+    """The state that :func:`flatten` took apart.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
     if not isinstance(content, dict):
         return content
     ((kind, value),) = content.items()
@@ -106,5 +111,4 @@ def unflatten(content: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value]
     if kind == "dict":
         return {key: unflatten(entry, tensors) for key, entry in value}
-    entries = [unflatten(entry, tensors) for entry in value]
-    return tuple(entries) if kind == "tuple" else entries
+    return {"list": list, "tuple": tuple}[kind](unflatten(entry, tensors) for entry in value)

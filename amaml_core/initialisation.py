@@ -116,15 +116,21 @@ def load_initialisation(path: str | Path, problem: Problem) -> Initialisation:
     own, parameters, buffers = next(model.parameters()), dict(model.named_parameters()), _buffers(model)
     if odd := {*parameters, *buffers, *([PHI] if header["phi"] else [])} ^ tensors.keys():
         raise ValueError(f"{path} is damaged: {sorted(odd)} are missing, or too many. {REMEDY}")
-    theta = torch.cat([tensors[name].reshape(-1) for name in parameters])  # (P,)
-    if theta.dtype != own.dtype:
-        raise ValueError(f"{path} holds {theta.dtype}, and the model {own.dtype}; convert that with model.to({theta.dtype})")
+    if odd := {name for name, p in parameters.items() if tensors[name].shape != p.shape}:
+        raise ValueError(f"{path} is damaged: {sorted(odd)} are of another shape than its header says. {REMEDY}")
+    if foreign := [tensors[name].dtype for name, p in parameters.items() if tensors[name].dtype != p.dtype]:
+        raise ValueError(f"{path} holds {foreign[0]}, and the model {own.dtype}; convert that with model.to({foreign[0]})")
     if other := [name for name, buffer in buffers.items() if describe(buffer) != describe(tensors[name])]:
         raise ValueError(
             f"{path} belongs to a model with other values of the buffers {other}; load them first, by "
             "safetensors.torch.load_model(model, path, strict=False)"
         )
-    return Initialisation(theta.to(own.device), tensors[PHI].to(own.device) if header["phi"] else None)
+    theta, phi = torch.cat([tensors[name].reshape(-1) for name in parameters]), tensors.get(PHI)  # (P,), (M,)
+    try:
+        _check(problem, theta, phi)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {REMEDY}") from None
+    return Initialisation(theta.to(own.device), None if phi is None else phi.to(own.device))
 
 
 def architecture(model: nn.Module) -> dict[str, dict[str, str]]:

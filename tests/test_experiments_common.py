@@ -116,6 +116,8 @@ OLDER = [  # what lines without a digest may say
     {"columns": {"value": {"values": 3, "each": 1}}}, {"columns": {"value": {"values": [], "each": 1}}},
     {"columns": {"value": {"values": [1], "each": 0}}}, {"columns": {"value": {"values": [1], "each": "1"}}},
     {"columns": {"value": 1}, "rows": 10**12}, {"rows": -2, "diverged": "so"}, {"columns": {}, "rows": True},
+    {"settings": {"x": [40, 50]}}, {"settings": {"x": {}}}, {"columns": {"value": [[1], [2]]}},
+    {"columns": {"value": [10**400, None]}}, {"columns": {str(n): 1 for n in range(9)}, "rows": 2 * 10**6},
 ]  # fmt: skip
 
 

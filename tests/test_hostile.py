@@ -25,6 +25,7 @@ from faults import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from safetensors.torch import save as encode
 from torch import nn
 
 import amaml_core
@@ -397,6 +398,28 @@ def a_state_comes_back_to_the_bit_and_nothing_else_does(state, junk, other):
         path.write_bytes(junk)
         with pytest.raises(ValueError, match="run is no checkpoint that can be read.*Delete it or choose another file"):
             checkpoints.load(path, {"seed": "0"})
+
+
+STATES = [
+    '{"tensor": "x"}',
+    '{"dict": [[1]]}',
+    '{"list": 3}',
+    '{"other": [1]}',
+    '{"list": [], "dict": []}',
+    "[" * 10**5 + "]" * 10**5,
+]
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "{}", '{"identity": 1, "state": 1}', *('{"identity": {}, "state": ' + state + "}" for state in STATES)]
+)
+def test_a_checkpoint_of_other_content_with_a_digest_that_is_right_is_refused_too(tmp_path, content):
+    header = {"format": checkpoints.FORMAT, "content": content, "digest": digest([content, {"": "dict"}])}
+    (tmp_path / "run").write_bytes(encode({}, metadata=header))
+    with pytest.raises(
+        ValueError, match="run is no checkpoint that can be read: (?!it is damaged).*Delete it or choose another file"
+    ):
+        checkpoints.load(tmp_path / "run", {})
 
 
 PROBLEM = Problem(nn.Linear(2, 1), nn.functional.mse_loss)

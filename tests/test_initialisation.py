@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from amaml_core import Problem, initialisation
 from amaml_core.identity import describe
 from amaml_core.initialisation import load_initialisation, save_initialisation
+from amaml_core.strict import digest
 
 F64 = torch.float64
 ZEROS = torch.zeros(13, dtype=F64)
@@ -174,10 +175,10 @@ def test_another_precision_is_refused(path):
         load_initialisation(path, problem(MODELS["mlp"], torch.float32))
 
 
-def changed_header(path, **change):
+def changed_header(path, tensors=None, **change):
     with safe_open(path, framework="pt") as file:
-        header = file.metadata()
-    save_file(load_file(path), path, metadata={k: v for k, v in (header | change).items() if v is not None})
+        header = {k: v for k, v in (file.metadata() | change).items() if v is not None}
+    save_file(load_file(path) if tensors is None else tensors, path, metadata=header)
 
 
 def test_damaged_and_foreign_files_are_refused(path):
@@ -205,6 +206,27 @@ def test_damaged_and_foreign_files_are_refused(path):
         load_initialisation(path, p)
     with pytest.raises(OSError):
         load_initialisation(path.with_name("nothing"), p)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.ones(3, 2)}, r"is damaged: \['weight'\] are of another shape"),
+        ({"weight": torch.full((1, 2), math.nan)}, "is damaged: theta must be a vector of finite numbers"),
+        ({"bias": torch.ones(1).half()}, "holds torch.float16, and the model torch.float32"),
+        ({"weight": torch.ones(1, 2).long()}, "holds torch.int64, and the model torch.float32"),
+        ({initialisation.PHI: torch.ones(2, 3)}, "is damaged: phi must be a vector"),
+        ({initialisation.PHI: torch.ones(2).long()}, "is damaged: phi must be a floating-point tensor"),
+    ],
+)
+def test_a_file_of_other_content_with_a_digest_that_is_right_is_refused_too(change, message, path):
+    p = Problem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss)
+    save_initialisation(path, p, torch.ones(3), torch.ones(2))
+    tensors = load_file(path) | change
+    changed_header(path, tensors, digest=digest(describe(tensors)))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_initialisation(path, p)
+    assert str(caught.value).startswith(str(path))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -30,7 +30,7 @@ REMEDY = "get the file back with git, or take the line out and let `make full` r
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "full"
 DIGITS = 10  # significant digits of a recorded number
-MOST_ROWS = 10**7  # of one record
+MOST_ENTRIES = 10**7  # of one record
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,21 @@ class Record:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"entry {name!r} of a record must not be {value!r}")
-        if not 0 <= self.rows <= MOST_ROWS or (self.rows > 0) == (self.diverged is not None):
-            raise ValueError(f"a record has rows, at most {MOST_ROWS}, or says how the cell diverged")
+        if (self.rows > 0) == (self.diverged is not None):
+            raise ValueError("a record has rows, or says how the cell diverged")
+        if not 0 <= self.rows * (len(self.columns) + len(self.settings)) <= MOST_ENTRIES:
+            raise ValueError(f"a record of {self.rows} rows is too large: it has at most {MOST_ENTRIES} entries")
         if lengths := {len(v) for v in self.columns.values() if isinstance(v, list)} - {self.rows}:
             raise ValueError(f"a record of {self.rows} rows has columns of {sorted(lengths)}")
         for pattern in (v for v in self.columns.values() if isinstance(v, dict)):
             if not _is_pattern(pattern, self.rows):
                 raise ValueError(f"a record of {self.rows} rows has a column of the pattern {pattern!r:.200}")
+        if bad := [name for name, value in self.settings.items() if not _is_plain(value)]:
+            raise ValueError(
+                f"the setting {bad[0]!r} of a record is {self.settings[bad[0]]!r:.100}, which is no text and no number"
+            )
+        if bad := [name for name, values in self.columns.items() if not all(map(_is_plain, _entries(values)))]:
+            raise ValueError(f"the column {bad[0]!r} of a record holds what is no text and no number of 64 bits")
         if twice := {*self.settings, "seed", "machine"} & set(self.columns):
             raise ValueError(f"a record has {sorted(twice)} both as settings and as columns: rename one of each pair")
         if self.duration < 0:
@@ -95,6 +103,16 @@ class Record:
     def table(self) -> pd.DataFrame:
         """Its rows."""
         return pd.DataFrame(self.filled, range(self.rows))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a cell of a table can be it."""
+    return -(2**63) <= value < 2**63 if isinstance(value, int) else value is None or isinstance(value, (str, float))
+
+
+def _entries(values: Any) -> Iterable:
+    """The entries of a column, one of each that stands for several."""
+    return values["values"] if isinstance(values, dict) else values if isinstance(values, list) else [values]
 
 
 def _is_pattern(content: dict, rows: int) -> bool:
