@@ -82,6 +82,8 @@ def flatten(state: Any, tensors: dict[str, Tensor], name: str = "state") -> Any:
         TypeError: an entry is neither.
     """
     if isinstance(state, (Tensor, np.ndarray)):
+        if name in tensors:
+            raise TypeError(f"a checkpoint cannot hold two entries of the name {name}")
         tensors[name] = torch.as_tensor(state).detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(state, dict):

@@ -84,12 +84,13 @@ def check_functions(callbacks: Sequence[Callback], **functions: Callable | None)
 
 
 FUNCTIONS = ("model", "loss", "query_loss", "regularizer")  # of a problem
+OWN = "optimizer's own"  # entry of an identity
 
 
 def identity_of(problem: Problem, sampler: Callable, outer: OuterLoop, settings: dict[str, Any]) -> dict[str, str]:
     """All that the result of a run depends on, the number of meta steps and the callbacks aside."""
     own, torchs = sys.modules[__package__].__version__, str(torch.__version__).partition("+")[0]  # +cpu, +cu130: the same code
-    settings = settings | {checkpoints.VERSIONS: {"amaml_core": own, "torch": torchs}}
+    settings = settings | {checkpoints.VERSIONS: {"amaml_core": own, "torch": torchs}, OWN: outer.attributes()}
     functions = {name: getattr(problem, name) for name in FUNCTIONS}
     # The sampler by itself, so that it reads the same alone: what it shares with the loss is spelled out in both.
     return _described(problem, settings | functions | outer.description()) | _described(problem, sampler, "sampler")
@@ -105,7 +106,7 @@ def description(problem: Problem, outer: OuterLoop, settings: dict[str, Any]) ->
     found = _described(problem, settings | outer.description() | {"buffers": dict(problem.model.named_buffers())})
     functions = {name: getattr(problem, name) for name in FUNCTIONS}
     schedule = None if outer.scheduler is None else outer.scheduler.state_dict()
-    for name, thing in (functions | {"scheduler": schedule}).items():
+    for name, thing in (functions | {"scheduler": schedule, OWN: outer.attributes()}).items():
         with suppress(TypeError):  # nothing tells whether it is the same
             found |= _described(problem, thing, name)
     return {key: re.sub(r"cuda:\d+|device\(type='cuda', index=\d+\)", "cuda", value) for key, value in found.items()}
@@ -150,6 +151,7 @@ def ended_by_sigterm() -> Iterator[None]:
         return
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would break off the save
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, end)
@@ -203,7 +205,10 @@ class Run:
                 try:
                     yield
                 finally:
-                    self.save()
+                    with suppress(
+                        RuntimeWarning
+                    ):  # where warnings are errors; it would take the place of the result, or of an error
+                        self.save()
             except (KeyboardInterrupt, SystemExit) as stop:
                 if self.path is not None:
                     note = f"{self.path} holds {self._saved} meta steps: call fit with the same arguments to go on"
@@ -212,10 +217,11 @@ class Run:
                         print(note, file=sys.stderr)
                 raise
 
-    def tokens(self) -> tuple[int, int]:
-        """Where the generator is, and the optimiser's settings, which a scheduler has a hand in: small numbers."""
-        settings = repr(describe(self.outer.description()["optimizer"]["settings"]))
-        return zlib.crc32(self.generator.get_state().numpy().tobytes()), zlib.crc32(settings.encode())
+    def tokens(self) -> tuple[int, ...]:
+        """Small numbers that tell where the generator is, the settings of the optimiser, and all that is trained."""
+        settings = self.outer.description()["optimizer"]["settings"]
+        parts = [self.generator.get_state(), settings, self.outer.parameters]
+        return tuple(zlib.crc32(repr(describe(part)).encode()) for part in parts)
 
     def load(self, meta_steps: int, ranks: Ranks) -> None:
         """Go on from the file, if there is one: all ranks from that of rank 0.

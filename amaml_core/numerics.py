@@ -28,17 +28,19 @@ def exact(tf32: bool) -> Iterator[None]:
     """
     global _tf32, _restore
     me = threading.get_ident()
-    with _changed:
-        _changed.wait_for(lambda: not _threads or me in _threads or _tf32 == tf32)
-        if not _threads:
-            _tf32, _restore = tf32, ExitStack()
-            _restore.enter_context(_switched(tf32))
-        _threads.append(me)
+    nested = _threads.count(me)
     try:
+        with _changed:
+            _changed.wait_for(lambda: not _threads or me in _threads or _tf32 == tf32)
+            if not _threads:
+                _tf32, _restore = tf32, ExitStack()
+                _restore.enter_context(_switched(tf32))
+            _threads.append(me)
         yield
     finally:
         with _changed:
-            _threads.remove(me)
+            if _threads.count(me) > nested:  # Ctrl-C may have come before
+                _threads.remove(me)
             if not _threads:
                 _restore.close()
                 _changed.notify_all()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import checkpoints
-from .identity import standing_still
+from .flow import DivergenceError
+from .identity import describe, standing_still, stateful
 from .learned import Learned
 from .meta import MetaGradient, Method
 from .problem import Problem
@@ -94,7 +97,11 @@ class OuterLoop:
         return torch.cat([part.double() for part in gradients[: 1 if self._phi is None else 2]]).norm().item()
 
     def update(self, gradients: Sequence[Tensor]) -> None:
-        """One step along the mean gradients (n,) of all that is trained, and one of the scheduler."""
+        """One step along the mean gradients (n,) of all that is trained, and one of the scheduler.
+
+        Raises:
+            DivergenceError: the step leaves the finite numbers.
+        """
         norm = self.norm(gradients)
         shrink = 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
         for parameter, gradient in zip((self._theta, self._phi), gradients, strict=False):
@@ -107,6 +114,12 @@ class OuterLoop:
         self.optimizer.step()
         if free is not None:  # some optimisers move what has no gradient: weight decay and momentum do
             self._theta.data = torch.where(free, self._theta.data, before)
+        values = [p.exp() if self.learned is not None and p is self.learned.logarithm else p for p in self.parameters]
+        if not all(value.isfinite().all() for value in values) or (self.learned is not None and not values[-1].all()):
+            raise DivergenceError(
+                f"{type(self.optimizer).__name__} at the learning rate {self.lr:g} leads to numbers that are not finite, or to a "
+                "horizon or step size of 0; lower the rate, or compute in a higher precision"
+            )
         if self.scheduler is not None and self.plateau is None:
             self.scheduler.step()
 
@@ -139,10 +152,12 @@ class OuterLoop:
         for p, kept in zip(self.parameters, state["parameters"], strict=True):
             p.data.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])  # which casts some of it to the dtype of the parameters
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        back = lambda kept, own: kept.to(own.device) if isinstance(kept, Tensor) else own  # noqa: E731
         for number, entries in state["optimizer"]["state"].items():
-            own = self.optimizer.state[parameters[number]]
-            own.update({key: value.to(own[key].device) for key, value in entries.items() if isinstance(value, Tensor)})
+            if number in parameters:  # others are loaded as they are
+                own = self.optimizer.state[parameters[number]]
+                own.update(tree_map(back, entries, dict(own)))
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
@@ -157,6 +172,24 @@ class OuterLoop:
             "theta": self._theta, "phi": self._phi, "clip_norm": self.clip_norm,
             "optimizer": {"class": type(self.optimizer), "settings": groups},
         }  # fmt: skip
+
+    def attributes(self) -> dict[str, Any]:
+        """What the optimiser keeps beside its groups and its state."""
+        return _attributes(self.optimizer)
+
+
+def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    beside = ("state", "defaults", "param_groups", "step")  # the last is what a scheduler wraps
+    own = {key: value for key, value in vars(optimizer).items() if not key.startswith("_") and key not in beside}
+    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    return own | ({"hooks": hooks} if hooks else {})
+
+
+def _notes(optimizer: torch.optim.Optimizer, schedules: Sequence[Any]) -> dict[str, str]:
+    """What an optimiser and the functions of schedulers keep where their state dicts do not look, in words."""
+    own = _attributes(optimizer) if type(optimizer).state_dict is torch.optim.Optimizer.state_dict else {}
+    leaves = [leaf for schedule in schedules for leaf in tree_leaves({**vars(schedule), "optimizer": None})]
+    return describe({"optimizer": own, "scheduler": [leaf for leaf in leaves if isinstance(leaf, FunctionType)]})
 
 
 def _start(problem: Problem, theta: Tensor | None, phi: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -192,21 +225,24 @@ def _try_out(optimizer: MakeOptimizer, scheduler: MakeScheduler | None, paramete
     for p in copies:
         p.grad = torch.zeros_like(p)
     remedy = "draw from a generator that is seeded by the number of the step, or leave out the checkpoint"
+    before = _notes(trial, parts[1:]) if kept else {}
     with standing_still("the optimiser or its scheduler", remedy) if kept else nullcontext():
         try:
             trial.step()
-        except TypeError as error:
+        except (TypeError, RuntimeError, AssertionError) as error:
             raise TypeError(
                 f"{type(trial).__name__} cannot be used here: fit gives an optimiser one gradient, and calls step() ({error})"
             ) from error
         for schedule in parts[1:]:
             schedule.step(*([0.0] if isinstance(schedule, ReduceLROnPlateau) else []))
+    if moved := [key for key, value in _notes(trial, parts[1:]).items() if before.get(key) != value] if kept else []:
+        raise ValueError(stateful("the optimiser or its scheduler", moved[0], "keep it in the optimiser's state"))
     for part in parts if kept else []:
         checkpoints.flatten(part.state_dict(), {}, type(part).__name__)
 
 
 def _made(optimizer: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """The optimiser of these parameters.
+    """The optimiser of these parameters, with copies of what it was given as tensors, to which schedulers write.
 
     Raises:
         TypeError: it is none.
@@ -222,6 +258,8 @@ def _made(optimizer: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Opt
             f"the optimiser, {type(made).__name__}, {what} those it is given, theta the first of them; build it on these, as in "
             "optimizer=lambda p: torch.optim.SGD(p, lr=0.01), and give lr=0 to what is not to move"
         )
+    for group in made.param_groups:
+        group.update({key: value.detach().clone() for key, value in group.items() if isinstance(value, Tensor)})
     return made
 
 

@@ -24,9 +24,13 @@ from .identity import differences
 from .tasks import Ragged, Tasks, between
 
 TIMEOUT = timedelta(minutes=10)  # for a rank that lives and does not answer: longer than any meta step
-# Two numbers that are the same on all ranks of a run that is well, and what each tells where they are not.
-TOKENS = ("the sampler has drawn otherwise", "the optimiser has another learning rate, or another setting,")
-NO_TOKENS = (0, 0)
+# Numbers that are the same on all ranks of a run that is well, and what each tells where they are not.
+TOKENS = (
+    "the sampler has drawn otherwise",
+    "the optimiser has another learning rate, or another setting,",
+    "the optimiser has made another theta, or other values of what else is trained,",
+)
+NO_TOKENS = (0,) * len(TOKENS)
 KINDS = {kind.__name__: kind for kind in (DivergenceError, KeyboardInterrupt, TypeError, ValueError)}  # as which others raise them
 
 
@@ -43,7 +47,7 @@ class Ranks:
         count = sum(map(len, groups))
         return between(groups, self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def sum(self, tensor: Tensor, tokens: tuple[int, int] = NO_TOKENS) -> Tensor:
+    def sum(self, tensor: Tensor, tokens: tuple[int, ...] = NO_TOKENS) -> Tensor:
         """The sum over all ranks, the same bits on each, in the place of the tensor.
 
         Args:
@@ -98,7 +102,7 @@ class Ranks:
             with suppress(Exception):
                 self._exchange(lambda: None, word=f"{type(error).__name__}: {error}")
 
-    def _exchange(self, then: Callable[[], object], tokens: tuple[int, int] = NO_TOKENS, word: str = "") -> None:
+    def _exchange(self, then: Callable[[], object], tokens: tuple[int, ...] = NO_TOKENS, word: str = "") -> None:
         """See that all are well and have the same tokens, and then exchange what they will."""
         if self.size == 1:
             return
@@ -122,7 +126,7 @@ class Ranks:
             if differs:
                 raise ValueError(f"{what} on one rank than on another: let it be alike on all of them")
 
-    def _words(self, word: str, tokens: tuple[int, int]) -> tuple[list[str], list[bool]]:
+    def _words(self, word: str, tokens: tuple[int, ...]) -> tuple[list[str], list[bool]]:
         """What each rank has to say, where any has something to say; and whether each token differs from rank to rank."""
         said = torch.tensor(list(word.encode()), dtype=torch.uint8)
         most = torch.tensor([[len(said), *tokens], [-len(said), *(-token for token in tokens)]])

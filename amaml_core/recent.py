@@ -23,7 +23,7 @@ class Recent(Generic[Value]):
     def __init__(self, size: int) -> None:
         self.size = size
         self._entries: OrderedDict[Hashable, Value] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an interrupt may leave it held, which is to stop no later call of this thread
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -40,7 +40,7 @@ def whole(value: Any, name: str, least: int) -> int:
     except TypeError:
         number = least - 1
     if not least <= number < 2**63:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r:.80}")
+        raise ValueError(f"{name} must be a whole number of at least {least} and below 2**63, not {value!r:.80}")
     return number
 
 

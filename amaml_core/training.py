@@ -122,10 +122,10 @@ def fit(
             others different rates. It is tried out on a copy first, and must move all of the list and nothing else.
         checkpoint: a safetensors file that is written every half minute, at an interrupt (Ctrl-C or SIGTERM) and at the end. If it
             exists, training goes on from it, to the same bits as an uninterrupted run; one of another method, model, loss,
-            optimiser, sampler, validation, seed or precision (TF32), or of another version of this package or of PyTorch, is
-            refused, with what differs, and so is one that another run is using. The sampler is tried out first: two draws from
-            generators in the same state must be equal. Where the file cannot be written, as on a full disk, training warns, goes
-            on and tries again. A run that has ended only reads it.
+            optimiser, sampler, validation, seed or precision (TF32, autocast), or of another version of this package or of
+            PyTorch, is refused, with what differs, and so is one that another run is using. The sampler is tried out first: two
+            draws from generators in the same state must be equal. Where the file cannot be written, as on a full disk, training
+            warns, goes on and tries again. A run that has ended only reads it.
         seed: seeds the generator that the sampler draws from.
         theta: where to start (P,); the model's own parameters by default.
         progress: show a progress bar.
@@ -144,14 +144,14 @@ def fit(
         patience: stop after so many validations in a row without a better one.
         callbacks: functions that are called with a :class:`MetaStep` after each meta step, to log or to plot it. One that
             raises :class:`StopTraining` ends the training. What they return plays no part, and neither do they in the
-            identity of a run: training goes on from a checkpoint with others.
+            identity of a run: training goes on from a checkpoint with others. A fit within one takes ``distributed=False``.
         multi_step: MAML++'s multi-step loss, for a method with ``query_weights``: over so many meta steps the weights of the
             query loss after each of the K inner steps go from 1/K each to (0, ..., 0, 1).
         distributed: whether the processes of ``torch.distributed``, if there are several, share this run; otherwise each trains by
             itself.
 
     Raises:
-        DivergenceError: loss, adapted parameters or gradient are not finite.
+        DivergenceError: loss, adapted parameters or gradient are not finite, or what the optimiser makes of theta.
         TypeError: an argument of another kind, or the optimiser cannot step on one gradient, or optimiser or scheduler have a
             state that a checkpoint cannot hold.
         OSError: the checkpoint cannot be written, which is tried first, or another run is using it; :class:`amaml_core.NotSaved`,
@@ -180,13 +180,21 @@ def fit(
         make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
         outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
         watched.try_out(method, problem, outer, kept=checkpoint is not None)
-        settings = {"method": method, "learn": learn, "multi_step": multi_step, "validation": watched or None, "seed": seed}
-        settings["tf32"] = problem.tf32
+        settings: dict[str, Any] = {
+            "method": method,
+            "learn": learn,
+            "multi_step": multi_step,
+            "validation": watched or None,
+            "seed": seed,
+        }
+        kind = outer.theta.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        settings |= {"tf32": problem.tf32, "autocast": autocast}
         further = {"meta_steps": meta_steps, "checkpoint": checkpoint is not None}
         ranks.same(lambda: description(problem, outer, settings | further))
         path, identity = None, {}
         if checkpoint is not None:
-            path = None if ranks.rank else Path(checkpoint)
+            path = None if ranks.rank else Path(checkpoint).resolve()  # a callback may change the folder
             identity = identity_of(problem, sampler, outer, settings | {"scheduler": scheduler})
             tasks = try_sampler(problem, sampler, seed, identity)
             checked(method, problem, outer.theta, tasks, outer.phi)  # before a file is written
@@ -205,7 +213,8 @@ def fit(
                     ranks.same(lambda: describe({"tasks": tasks}))  # noqa: B023
                 gradients, row = _estimate(method_at(number), problem, tasks, outer, number, ranks, run)
                 with run.update():
-                    outer.update(gradients)
+                    with _naming(f"meta step {number} of {type(method).__name__}"):
+                        outer.update(gradients)
                     seconds = time.monotonic() - began
                     value = measure() if watched.turn(number) else None
                     run.take(row, value)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .checks import not_finite
 from .evaluation import Metric, check_metric, errors_of
 from .flow import DivergenceError
-from .identity import standing_still
+from .identity import describe, standing_still, stateful
 from .meta import Diagnostics, Method, Pullback, checked, meta_gradient
 from .outer import OuterLoop
 from .problem import Problem
@@ -94,9 +94,11 @@ class Validation:
                 raise ValueError(f"validation cannot be measured: {reason}")
         if self.metric is not None:
             start = [outer.theta.expand(len(tasks), -1) for tasks in self.validation]  # (P,) -> (B, P)
-            remedy = "seed a generator in it, or leave out the checkpoint"
+            remedy = "seed a generator in it, keep nothing from call to call, or leave out the checkpoint"
             with standing_still("the metric", remedy) if kept else nullcontext():
-                self._errors(problem, start, self.validation)
+                found = [describe(self._errors(problem, start, self.validation)) for _ in range(1 + kept)]
+            if found[0] != found[-1]:
+                raise ValueError(stateful("the metric", "what it gives for the same", remedy))
 
     def measure(self, method: Method, problem: Problem, outer: OuterLoop, ranks: Ranks) -> float:
         """The mean over tasks after the method's own adaptation; the worst there is if a task leaves the finite numbers."""
