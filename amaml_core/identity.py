@@ -148,7 +148,7 @@ def standing_still(what: str, remedy: str) -> Iterator[None]:
     yield
     after = _shared_generators()  # of one more, perhaps: that of a GPU that has just been used for the first time
     if moved := [name for name in before if after[name] != before[name]]:
-        raise ValueError(stateful(what, moved[0], remedy))
+        raise ValueError(stateful(what, moved[0], f"{remedy}, and let no other thread draw meanwhile"))
 
 
 def stateful(what: str, moved: str, remedy: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import re
 import resource
@@ -138,6 +139,14 @@ def test_every_damage_of_a_record_is_one_kind_of_error_and_loses_nothing(tmp_pat
     assert [record.seed for record in records.read("some", tmp_path)] == [0, 5]
 
 
+@pytest.mark.parametrize(
+    ("settings", "value"), [({}, pd.Timestamp("2026-01-01")), ({}, math.inf), ({"x": math.nan}, 1.0), ({"x": [1, 2]}, 1.0)]
+)
+def test_what_no_record_can_hold_is_refused_where_the_cell_runs(settings, value):
+    with pytest.raises((TypeError, ValueError)):
+        new_record("a", settings, 0, table(value=[value, 1.0]), 1.0)
+
+
 def test_a_record_of_before_there_were_digests_is_read(tmp_path):
     file = records.write(new_record("a", {"x": 1}, 0, table(value=[1.0, 2.5]), 1.0), "some", tmp_path)
     (with_one,) = records.read("some", tmp_path)
@@ -204,9 +213,10 @@ def test_two_processes_leave_the_records_that_one_leaves(tmp_path):
     assert len(one) == 3 and [deviation(a, b) for a, b in zip(one, two, strict=True)] == [0, 0, 0]
 
 
-def test_a_killed_process_costs_one_attempt_at_its_call_and_no_other_call_anything(tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_killed_process_costs_one_attempt_at_its_call_and_no_other_call_anything(tmp_path, monkeypatch, end):
     monkeypatch.setattr(pools, "ATTEMPTS", 2)
-    die = "__import__('os').kill(__import__('os').getpid(), 9)"
+    die = f"__import__('os').kill(__import__('os').getpid(), {int(end)})"
     once = f"__import__('os').path.exists({str(tmp_path / 'x')!r}) or (open({str(tmp_path / 'x')!r}, 'w').close(), {die})"
     with pool(2) as each:
         found = dict(each(eval, [once, die, "1 + 1", "1 / 0", "open('/none')"]))

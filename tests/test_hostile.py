@@ -400,6 +400,12 @@ def a_state_comes_back_to_the_bit_and_nothing_else_does(state, junk, other):
             checkpoints.load(path, {"seed": "0"})
 
 
+def test_two_tensors_of_one_name_are_refused():
+    one, other = torch.zeros(1), torch.ones(1)
+    with pytest.raises(TypeError, match="a checkpoint cannot hold two entries of the name state.a.b"):
+        checkpoints.flatten({"a.b": one, "a": {"b": other}}, {})
+
+
 STATES = [
     '{"tensor": "x"}',
     '{"dict": [[1]]}',

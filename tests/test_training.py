@@ -10,12 +10,15 @@ import stat
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -38,7 +41,7 @@ from amaml_core import (
     records,
     training,
 )
-from amaml_core.loop import StopTraining
+from amaml_core.loop import StopTraining, ended_by_sigterm
 from amaml_core.meta import meta_gradient
 
 F64 = torch.float64
@@ -254,6 +257,13 @@ def test_a_disk_that_is_full_to_the_end_loses_no_result(tmp_path, monkeypatch):
     assert torch.equal(fit(METHODS[0], problem(), lines, 6, checkpoint=path, progress=False).theta, whole.theta) and held(path)
 
 
+def test_a_full_disk_is_the_same_error_where_warnings_are_errors(tmp_path, monkeypatch):
+    full_disk(monkeypatch, {2})
+    with pytest.raises(training.NotSaved) as error, warnings.catch_warnings(action="error"):
+        fit(METHODS[0], problem(), lines, 6, checkpoint=tmp_path / "theta.safetensors", progress=False)
+    assert len(error.value.result.history) == 6
+
+
 def test_a_run_that_has_ended_is_read_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     path, options = tmp_path / "theta.safetensors", {"validation": HELD_OUT, "validate_every": 4}
     run = lambda meta_steps: fit(METHODS[0], problem(), lines, meta_steps, checkpoint=path, progress=False, **options)  # noqa: E731
@@ -296,6 +306,25 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, capsys):
         run(callbacks=[Interrupted(lambda step: None, 2)])
     assert stopped.value.__notes__ == [f"{path} holds 6 meta steps: call fit with the same arguments to go on"]
     assert torch.equal(run().theta, fit(METHODS[0], problem(), lines, 9, progress=False).theta)
+
+
+def test_a_second_sigterm_does_not_break_off_the_save():
+    with pytest.raises(SystemExit), ended_by_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # amid the save
+            saved = True
+    assert saved and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_callback_that_changes_the_folder_moves_no_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    train(4, checkpoint="theta.safetensors", callbacks=[lambda step: os.chdir(tmp_path / "elsewhere")])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "theta.safetensors"]
+    os.chdir(tmp_path)
+    assert same(train(6, checkpoint="theta.safetensors"), train(6))
 
 
 def test_the_programs_own_way_with_sigterm_stands(tmp_path):
@@ -688,13 +717,137 @@ SCHEDULES = {
 @pytest.mark.filterwarnings("error")
 def test_runs_with_any_scheduler_resume_to_the_bit(name, lr, tmp_path):
     path = tmp_path / "theta.safetensors"
-    adam = lambda p: torch.optim.Adam(p, lr=lr.clone() if isinstance(lr, torch.Tensor) else lr)  # noqa: E731
+    adam = lambda p: torch.optim.Adam(p, lr=lr)  # noqa: E731
     options = dict(optimizer=adam, scheduler=SCHEDULES[name], validation=HELD_OUT, validate_every=2, patience=9)
     whole, rates = train(11, **options), []
     for meta_steps in (3, 7, 11):  # two of which end with a validation out of turn
         resumed = train(meta_steps, **options, checkpoint=path, callbacks=[lambda step: rates.append(step.lr)])
         assert same(resumed, train(meta_steps, **options))
     assert same(resumed, whole) and len(set(rates)) > 1
+
+
+def test_a_rate_that_is_given_as_a_tensor_is_nobody_elses():
+    rate, steps = torch.tensor(0.2, dtype=F64), []
+    result = train(optimizer=sgd(rate), scheduler=lambda o: schedulers.ExponentialLR(o, 0.5), callbacks=[steps.append])
+    assert [step.lr for step in steps] == [0.2 * 0.5**k for k in range(6)] and rate == 0.2
+    assert torch.allclose(result.theta, descent(lambda k, norm: 0.2 * 0.5**k)[0][-1], rtol=1e-12)
+
+
+class WarmUp(torch.optim.SGD):
+    """Counts its steps, and how many there are to warm up, on itself, where no state dict looks."""
+
+    def __init__(self, parameters, steps, counts=False):
+        super().__init__(parameters, lr=0.2)
+        self.steps, self.counts, self.count = steps, counts, 0
+
+    def step(self):
+        self.count += self.counts
+        for p in self.param_groups[0]["params"]:
+            p.grad = p.grad * min(1.0, (1 + self.count) / self.steps)
+        super().step()
+
+
+class Restless:
+    """A metric that is worse each time."""
+
+    def __init__(self):
+        self._calls = 0
+
+    def __call__(self, prediction, target):
+        self._calls += 1
+        return metrics.rmse(prediction, target) + self._calls
+
+
+def counting():
+    count = itertools.count()
+    rates = [next(count)]
+    return lambda o: schedulers.LambdaLR(o, lambda k: rates.append(next(count)) or 1 / len(rates))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optimizer": lambda p: WarmUp(p, 4, counts=True)},
+            "the optimiser or its scheduler has a state .*optimizer.count moved on",
+        ),
+        ({"scheduler": counting()}, "the optimiser or its scheduler has a state"),
+        ({"validation": HELD_OUT, "metric": Restless()}, "the metric has a state .*what it gives for the same"),
+    ],
+)
+def test_what_keeps_a_state_to_itself_trains_and_has_no_checkpoint(options, message, tmp_path):
+    assert len(train(**options).history) == 6
+    with pytest.raises(ValueError, match=message):
+        train(**options, checkpoint=tmp_path / "theta.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def hooked(p):
+    optimizer = torch.optim.SGD(p, lr=0.2)
+    optimizer.register_step_post_hook(lambda *_: None)
+    return optimizer
+
+
+@pytest.mark.parametrize("other", [lambda p: WarmUp(p, 3), hooked])
+def test_what_an_optimiser_has_beside_its_groups_belongs_to_a_run(other, tmp_path):
+    first = sgd() if other is hooked else lambda p: WarmUp(p, 4)
+    train(3, optimizer=first, checkpoint=tmp_path / "theta.safetensors")
+    with pytest.raises(ValueError, match="belongs to another run:\n.*optimizer's own"):
+        train(6, optimizer=other, checkpoint=tmp_path / "theta.safetensors")
+
+
+class Sums(torch.optim.SGD):
+    """Keeps sums of higher precision than theta's in a list, and the number of its steps under a name."""
+
+    def step(self):
+        self.state["all"]["steps"] = count = self.state["all"].get("steps", 0) + 1
+        for p in self.param_groups[0]["params"]:
+            sums = self.state[p].setdefault("sums", [torch.zeros_like(p, dtype=F64)])
+            sums[0].mul_(0.9).add_(p.grad.double() / 3)
+            p.data.sub_((0.1 * sums[0] / count).to(p))
+
+
+def test_any_state_of_an_optimiser_comes_back_to_the_bit(tmp_path):
+    single = Problem(network().float(), mse_loss)
+    sampler = lambda generator: lines(generator).to(dtype=torch.float32)  # noqa: E731
+    run = lambda n, path=None: fit(METHOD, single, sampler, n, Sums, checkpoint=path, progress=False)  # noqa: E731
+    run(8, tmp_path / "theta.safetensors")
+    assert same(run(16, tmp_path / "theta.safetensors"), run(16))
+
+
+@pytest.mark.parametrize("make", [partial(torch.optim.Adam, differentiable=True), torch.optim.SparseAdam, torch.optim.LBFGS])
+def test_an_optimiser_that_cannot_step_on_one_gradient_is_refused(make):
+    with pytest.raises(TypeError, match="cannot be used here: fit gives an optimiser one gradient"):
+        train(optimizer=make)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "message"),
+    [
+        (
+            2,
+            {"scheduler": lambda o: schedulers.LambdaLR(o, lambda k: math.nan if k else 1.0)},
+            "MAML: SGD at the learning rate nan",
+        ),
+        (1, {"optimizer": sgd(math.inf)}, "MAML: SGD at the learning rate inf leads to numbers that are not finite"),
+        (1, {"method": AMAML(0.15, Euler(3)), "learn": "horizon", "optimizer": sgd(1e9)}, "AMAML: SGD at .*horizon"),
+    ],
+)
+def test_a_theta_that_is_not_finite_is_no_result(steps, options, message, tmp_path):
+    path = tmp_path / "theta.safetensors"
+    with pytest.raises(DivergenceError, match=f"meta step {steps} of {message}"):
+        train(steps, **options, checkpoint=path)
+    assert len(load_file(path)["state.rows"]) == steps - 1  # of before that step
+
+
+def test_autocast_belongs_to_a_run(tmp_path):
+    single = Problem(network().float(), mse_loss)
+    sampler = lambda generator: lines(generator).to(dtype=torch.float32)  # noqa: E731
+    run = lambda n: fit(METHOD, single, sampler, n, checkpoint=tmp_path / "theta.safetensors", progress=False)  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        run(2)
+    with pytest.raises(ValueError, match="autocast: torch.bfloat16 there, None here"):
+        run(4)
 
 
 @pytest.mark.parametrize("where", ["sampler", "metric", "callback"])

@@ -107,7 +107,7 @@ def _in_processes(jobs: int, function: Callable[[T], R], arguments: Iterable[T])
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 executor, argument, attempt = running[future]
                 error = future.exception()
-                if isinstance(error, BrokenProcessPool):
+                if isinstance(error, (BrokenProcessPool, KeyboardInterrupt)):  # by SIGKILL, or by SIGTERM
                     executor.shutdown(kill_workers=True)
                     executor = new()
                     if attempt < ATTEMPTS:
@@ -145,8 +145,13 @@ def _end_with(parent: int) -> None:
 
 
 def _ended_by_sigterm(function: Callable[[T], R], argument: T) -> R | Failure:
-    """A call that SIGTERM ends as Ctrl-C would: training saves its state then."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """A call that SIGTERM ends as Ctrl-C would: training saves its state then, which another SIGTERM does not break off."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     try:
         return tried(function, argument)
     finally:

@@ -132,13 +132,15 @@ def new_record(
     """A record of a result that was made here and now.
 
     Raises:
-        ValueError: an infinite number, which JSON does not have.
+        TypeError, ValueError: the settings or the table hold what JSON does not have, such as an infinite number or a date.
     """
     table = pd.DataFrame() if table is None else table
-    return Record(
+    record = Record(
         kind, dict(settings), seed, len(table), {name: _compact(table[name]) for name in table}, diverged, round(duration, 3),
         versions(), machine(), datetime.now(UTC).isoformat(timespec="seconds"), commit(),
     )  # fmt: skip
+    json.dumps(asdict(record), allow_nan=False)  # here, where one cell alone fails of it
+    return record
 
 
 def _compact(values: pd.Series) -> object:
