@@ -627,6 +627,58 @@ def test_endless_extensions_of_a_header_are_damage(mirror: Path) -> None:
         prepare(mini())
 
 
+def header(kind: bytes, content: bytes = b"", extended: bool = False) -> bytes:
+    """A tar's header and what it announces; an old sparse one may say that its map goes on."""
+    entry = tarfile.TarInfo("images/x.jpg")
+    entry.type, entry.size = kind, len(content)
+    block = bytearray(entry.tobuf(tarfile.USTAR_FORMAT))
+    block[482] = extended
+    block[148:156] = b" " * 8  # the checksum counts itself as blanks
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+LONG, PAX = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
+SPARSE_10 = header(PAX, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + header(b"0", b"999999999\n" + b"1\n" * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("begin", "again", "message"),
+    [
+        (b"", header(LONG, bytes(2**20)), "of 1,048,576 bytes, more than the 2,048 "),
+        (b"", header(PAX, b"1" * 4096), "of 4,096 bytes, more than the 2,048 "),
+        (b"", header(PAX, b"9 path=x\n") + header(b"0"), "of 200,[0-9]+ bytes, more than the 200,000 "),
+        (header(tarfile.GNUTYPE_SPARSE, extended=True), b"\1" * 512, "or sparse"),
+        (SPARSE_10, b"1\n" * 256, "or sparse"),
+        (b"", header(tarfile.XGLTYPE, b"8 abc=x\n" * 100), "or a header for all files"),
+    ],
+    ids=["long names", "digits", "many", "an old sparse file", "a sparse file", "fields for all files"],
+)
+def test_a_tar_whose_headers_take_more_than_its_files_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes, message: str
+) -> None:
+    monkeypatch.setattr(archives, "LARGEST_EXTENSIONS", 200_000, raising=False)
+    path = tmp_path / "a.tar"
+    path.write_bytes(begin + again * (2**22 // len(again)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=rf"a\.tar holds 'images/x\.jpg'.* {message}"):
+            list(archives.stream_tar(path, lambda name: False))
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_the_long_names_and_the_times_of_ordinary_tars_are_read(tmp_path: Path, kind: int) -> None:
+    name = "é" * 300 + "/x.jpg"
+    with tarfile.open(tmp_path / "a.tar", "w", format=kind) as archive:
+        entry = tarfile.TarInfo(name)
+        entry.mtime, entry.size = 0.5, 4
+        archive.addfile(entry, io.BytesIO(b"data"))
+    assert list(archives.stream_tar(tmp_path / "a.tar", lambda name: True)) == [(name, b"data")]
+
+
 @pytest.mark.parametrize("name", ["../../n0000000300000000.jpg", "/n0000000300000000.jpg"])
 def test_a_tar_member_outside_its_folder_is_refused(mirror: Path, name: str) -> None:
     put_mini(mirror, jpegs())
