@@ -873,6 +873,17 @@ def test_a_picture_of_another_kind_or_of_too_many_pixels_is_refused_undecoded(mi
         refused_in(40, mini(), rf"{name} is not a readable JPEG .*{message}|{name} {message}")
 
 
+def test_a_picture_of_many_scans_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (84, 84), (10, 200, 30)).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    last = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]  # the last scan with its table
+    assert mini_imagenet.decode(whole, "x.jpg")[0].shape == (84, 84, 3)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened all the same"))
+    with pytest.raises(DataError, match=r"x\.jpg is not a readable JPEG \(its 110 scans are more than 100\)"):
+        mini_imagenet.decode(whole[:-2] + last * 100 + whole[-2:], "x.jpg")
+
+
 def test_a_file_too_large_for_a_picture_or_a_table_is_refused_unread(mirror: Path) -> None:
     put_mini(mirror, jpegs(), folder=True)
     with open(mirror / "mini-imagenet/images/n0000000300000001.jpg", "ab") as file:
