@@ -728,6 +728,26 @@ def test_a_malformed_movielens_row_is_named_by_file_and_line(mirror: Path, line:
     assert nothing_half_made()
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"1\n" * 2**20, "line 1 has 1 fields, not 3 or 4"),
+        (b"1\t1\t1\n" * 2**19, "has more than 1,000 lines"),
+        (b"1\t" * 2**20, "line 1 has 1048577 fields, not 3 or 4"),
+        (b"1\t1\t1\n" + b"1\t" * 2**20, "line 2 has 1048577 fields, not 3"),
+    ],
+    ids=["narrow", "long", "wide", "wide later"],
+)
+def test_a_table_of_more_lines_or_fields_than_there_can_be_is_refused_within_bounded_memory(data: bytes, message: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"^u.data {message}"):
+            ratings.parse_table(data, "u.data", "\t", (3, 4), rows=1000)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_tab_is_no_separator_of_movielens_1m(mirror: Path) -> None:
     put(mirror, "movielens/ml-1m.zip", zipped({"ml-1m/ratings.dat": b"1::2::3\n1\t3\t4\n"}))
     with pytest.raises(DataError, match=r"ratings\.dat line 2 has 1 fields, not 3"):
