@@ -1084,6 +1084,22 @@ def test_files_that_are_not_prepared_data_are_never_deleted(mirror: Path) -> Non
     assert precious.read_text() == "years of work"
 
 
+def test_a_folder_that_is_a_link_is_filled_where_it_leads(mirror: Path, tmp_path: Path) -> None:
+    put_100k(mirror)
+    link, disk = common.data_folder() / "ml-100k", tmp_path / "disk"
+    link.parent.mkdir()
+    link.symlink_to(disk / "films")
+    with pytest.raises(DataError, match=r"ml-100k is a link that leads nowhere; make the folder .*films, or remove the link$"):
+        prepare(ML_100K)
+    (disk / "films").mkdir(parents=True)
+    for _ in range(2):
+        assert prepare(ML_100K) and not prepare(ML_100K)
+        assert link.is_symlink() and arrays(ML_100K) == SORTED
+        assert set(contents(disk / "films")) == {"manifest.json", "ratings.npz"}
+        assert {path.name for path in (*link.parent.iterdir(), *disk.iterdir())} - {".films.lock"} == {"ml-100k", "films"}
+        (disk / "films" / "manifest.json").unlink()
+
+
 KILLED = """
 import sys, time
 from dataclasses import replace
