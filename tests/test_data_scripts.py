@@ -22,6 +22,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -1389,6 +1390,71 @@ def test_an_answer_without_the_file_is_told_with_its_status(host: Host) -> None:
     host.status = 404
     with pytest.raises(Unreachable, match=r"http://127.0.0.1:\d+/ml-100k\.zip answers 404 Not Found"):
         prepare(hosted(host))
+
+
+@contextmanager
+def answering(answer: bytes, drop: bytes = b"") -> Iterator[str]:
+    """The address of a host that gives whoever comes first an answer, and then a drop twenty times a second."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        over = threading.Event()
+
+        def serve() -> None:
+            with server.accept()[0] as connection, suppress(OSError):
+                connection.recv(2**16)
+                connection.sendall(answer)
+                while drop and not over.wait(0.05):
+                    connection.sendall(drop)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/ml-100k.zip"
+        finally:
+            over.set()
+            thread.join(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"), [("", b"X: y\r\n"), ("Content-Length: 400000\r\n\r\n", b"x")], ids=["its headers", "its file"]
+)
+def test_a_host_that_sends_drop_by_drop_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch, head: str, drop: bytes) -> None:
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(download, "READ_SECONDS", 2)
+    began = time.monotonic()
+    with answering(f"HTTP/1.1 200 OK\r\n{head}".encode(), drop) as url:
+        with pytest.raises(Unreachable, match=r"ml-100k\.zip sent 0 bytes in 0\.2 seconds and was given up"):
+            prepare(hosted(host, url))
+    assert time.monotonic() - began < 2 and nothing_half_made()
+
+
+def test_a_download_that_was_given_up_writes_no_more_and_is_resumed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.pause = 0.15
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "SLOW_SECONDS", 0.2, raising=False)
+        with pytest.raises(Unreachable, match=r"sent [0-9,]+ bytes in 0\.2 seconds"):
+            prepare(hosted(host))
+    have = part().stat().st_size
+    time.sleep(0.3)
+    assert part().stat().st_size == have > 0
+    host.pause = 0
+    prepare(hosted(host))
+    assert host.asked == [None, f"bytes={have}-"] and arrays(ML_100K) == SORTED
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("416 Range Not Satisfiable", r"ml-100k\.zip answers 416 Range Not Satisfiable"),
+        ("200 OK\r\nContent-Length: 12abc", r"ml-100k\.zip says that it is '12abc' bytes long"),
+        ("200 OK\r\nContent-Length: 100000, 5", r"127\.0\.0\.1:\d+ gives no answer that can be used \(Content-Length contained"),
+        ("302 Found\r\nLocation: http://[::1", r"127\.0\.0\.1:\d+ gives no answer that can be used \(Invalid IPv6 URL"),
+    ],
+    ids=["no range", "no number", "two numbers", "no address"],
+)
+def test_an_answer_that_is_none_is_told_as_it_is(host: Host, answer: str, message: str) -> None:
+    with answering(f"HTTP/1.1 {answer}\r\n\r\n".encode()) as url, pytest.raises(Unreachable, match=message):
+        prepare(hosted(host, url))
+    assert nothing_half_made()
 
 
 def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
