@@ -406,6 +406,18 @@ def test_a_malformed_line_of_checksums_is_named(mirror: Path) -> None:
         prepare(ML_100K)
 
 
+def test_a_file_of_two_checksums_is_refused_and_of_one_twice_is_not(mirror: Path) -> None:
+    put_100k(mirror)
+    listed = (mirror / "SHA256SUMS").read_text()
+    (mirror / "SHA256SUMS").write_text(f"{'0' * 64}  movielens/ml-100k.zip\n{listed}")
+    with pytest.raises(
+        DataError, match=r"SHA256SUMS line 2 gives 'movielens/ml-100k\.zip' a second checksum; remove the wrong one"
+    ):
+        prepare(ML_100K)
+    (mirror / "SHA256SUMS").write_text(listed + listed.upper().replace("./MOVIELENS/ML-100K.ZIP", "movielens/ml-100k.zip"))
+    assert prepare(ML_100K)
+
+
 def test_a_truncated_zip_is_named_even_if_its_checksum_is_listed(mirror: Path) -> None:
     archive = put_100k(mirror)
     put(mirror, "movielens/ml-100k.zip", archive.read_bytes()[:-40])
