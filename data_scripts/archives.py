@@ -27,9 +27,9 @@ NOT_ONE = "not an archive to trust; get the official one"
 
 
 def check_name(archive: Path, name: str) -> None:
-    """Raise DataError if a member's name leads out of the folder that it would be unpacked into, or is none."""
-    if "\0" in name:
-        raise DataError(f"{archive} holds {name[:200]!r}, which names no file: {NOT_ONE}")
+    """Raise DataError if a member's name leads out of the folder that it would be unpacked into, or cannot be shown as it is."""
+    if not name.isprintable():  # what it holds, a terminal would obey
+        raise DataError(f"{archive} holds {name[:200]!r}, a name with characters that cannot be shown: {NOT_ONE}")
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise DataError(f"{archive} holds {name[:200]!r}, a path that leaves its folder: {NOT_ONE}")
@@ -67,6 +67,7 @@ def open_zip(archive: Path) -> Iterator[ZipFile]:
         for member in opened.infolist():
             name = member.filename
             check_name(archive, name)
+            check_name(archive, member.orig_filename)  # as it is in the list: zipfile ends the other at the first NUL
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR) or member.flag_bits & ENCRYPTED:
                 raise DataError(f"{archive} holds {name[:200]!r}, a link or device, or encrypted: {NOT_ONE}")
             if name in names:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
+from http.client import responses
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -168,7 +169,8 @@ def download(urls: tuple[str, ...], known_hash: str, target: Path) -> None:
         except DataError as error:
             failures.append(error)
         except requests.HTTPError as error:
-            failures.append(Unreachable(f"{url} answers {error.response.status_code} {error.response.reason}"))
+            status = error.response.status_code
+            failures.append(Unreachable(f"{url} answers {status} {responses.get(status, '')}"))  # not in the host's own words
         except requests.RequestException as error:
             silent.add(host)
             failures.append(Unreachable(f"{host} cannot be reached ({short_reason(error)})"))
