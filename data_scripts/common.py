@@ -99,6 +99,16 @@ def archive_folder() -> Path:
     return data_folder() / "archives"
 
 
+def folder_of(dataset: DataSet) -> Path:
+    """The folder of a data set; where it leads, if it is a link to another disk. Raises DataError if it leads nowhere."""
+    folder = data_folder() / dataset.name
+    if not folder.is_symlink():
+        return folder
+    if not folder.exists():
+        raise DataError(f"{folder} is a link that leads nowhere; make the folder {os.readlink(folder)}, or remove the link")
+    return folder.resolve()
+
+
 def describe(counts: Mapping[str, int]) -> str:
     """Counts as words: ``943 users, 1,682 items``."""
     return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
@@ -160,7 +170,7 @@ def prepare(dataset: DataSet) -> bool:
         Unreachable: no archive to prepare it from.
         DataError: anything else that stops it, such as a damaged archive or a full disk.
     """
-    target = data_folder() / dataset.name
+    target = folder_of(dataset)  # a link stays: what is prepared beside it could not take its place
     if defect(dataset, target) is None:
         with suppress(OSError):  # who may not write there, or while another works there, need not tidy up
             if any(leftovers(target)):

@@ -81,7 +81,7 @@ def check_listed(sha256: str, path: str, folder: Path) -> None:
 
 
 def mirror_checksums(folder: Path) -> dict[str, str]:
-    """The mirror's SHA256SUMS as {path: checksum}; empty if it has none. Raises DataError naming a malformed line."""
+    """The mirror's SHA256SUMS as {path: checksum}; empty if it has none. Raises DataError naming a malformed or contrary line."""
     try:
         lines = (folder / "SHA256SUMS").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -93,7 +93,9 @@ def mirror_checksums(folder: Path) -> dict[str, str]:
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
         if not match:
             raise DataError(f"{folder / 'SHA256SUMS'} line {number} is not 'checksum  path': {line[:80]!r}")
-        checksums[posixpath.normpath(match[2])] = match[1].lower()
+        path, checksum = posixpath.normpath(match[2]), match[1].lower()
+        if checksums.setdefault(path, checksum) != checksum:
+            raise DataError(f"{folder / 'SHA256SUMS'} line {number} gives {path[:200]!r} a second checksum; remove the wrong one")
     return checksums
 
 

@@ -79,7 +79,7 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int]) ->
         data = read_member(archive, found, 2**16 + CELL_BYTES * width * counts["users"])
     name = f"{source.path}, {found.filename}"
     if found.filename.endswith(".csv"):
-        table = ratings.parse_table(data, name, ",", widths=(width,))
+        table = ratings.parse_table(data, name, ",", widths=(width,), rows=counts["users"])
     else:
         table = read_spreadsheet(data, name, width)
     number, matrix = table[:, 0], table[:, 1:]  # (users,), (users, jokes)

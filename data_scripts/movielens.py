@@ -36,7 +36,7 @@ def build(sources: Sequence[Source], folder: Path, counts: Mapping[str, int], *,
         found = find_member(archive, member)
         data = read_member(archive, found, 4096 + LINE_BYTES * counts["ratings"])
     name = f"{source.path}, {found.filename}"
-    table = parse_table(data, name, separator, widths=(3, 4))
+    table = parse_table(data, name, separator, widths=(3, 4), rows=counts["ratings"])
     user, item, rating = table[:, 0], table[:, 1], table[:, 2]
     whole = (table[:, :3] == np.floor(table[:, :3])).all(axis=1)
     require_rows(whole, name, "user, item and rating must be whole numbers")

@@ -10,6 +10,9 @@ from PIL import Image
 
 from data_scripts.common import DataError
 
+SCAN = b"\xff\xda"  # begins one of a JPEG's passes over all of its pixels; the pixels' own bytes cannot hold it
+MOST_SCANS = 100  # a thumbnail's count too; mini-ImageNet's pictures have 1, progressive ones about 10
+
 
 def open_picture(data: bytes, name: str, kind: str, mode: str, *, modes: Collection[str], pixels: int) -> Image.Image:
     """A picture, decoded.
@@ -25,6 +28,8 @@ def open_picture(data: bytes, name: str, kind: str, mode: str, *, modes: Collect
         DataError: it is none of that, before a pixel is decoded, or it is damaged.
     """
     try:
+        if kind == "JPEG" and (scans := data.count(SCAN)) > MOST_SCANS:  # each may take a few bytes and a tenth of a second
+            raise ValueError(f"its {scans:,} scans are more than {MOST_SCANS}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the smaller limit
             Image.open(io.BytesIO(data), formats=[kind]).verify()  # a PNG's checksums, which decoding skips

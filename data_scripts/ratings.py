@@ -10,7 +10,7 @@ import numpy as np
 
 from data_scripts.common import DataError, Layout
 
-NUMBERS = set("0123456789+-.eE ")  # what they are written with
+NUMBERS = "0123456789+-.eE "  # what they are written with
 
 
 def layout(counts: Mapping[str, int]) -> Layout:
@@ -19,7 +19,7 @@ def layout(counts: Mapping[str, int]) -> Layout:
     return {"ratings.npz": {"user": (shape, "int32"), "item": (shape, "int32"), "rating": (shape, "float32")}}
 
 
-def parse_table(data: bytes, name: str, separator: str, widths: Collection[int]) -> np.ndarray:
+def parse_table(data: bytes, name: str, separator: str, widths: Collection[int], rows: int) -> np.ndarray:
     """A text table of finite numbers as a float64 array (rows, columns); row i is line i + 1.
 
     Args:
@@ -27,42 +27,50 @@ def parse_table(data: bytes, name: str, separator: str, widths: Collection[int])
         name: the file's name, for errors.
         separator: between fields.
         widths: the numbers of fields that a line may have; all lines have the same.
+        rows: the most that there may be.
     Raises:
-        DataError: names file and line of the first row that is not such a row.
+        DataError: names file and line of the first row that is not such a row, or is one too many.
     """
-    text = data.decode("latin-1").rstrip("\r\n")
-    if not text:
+    data, apart = data.rstrip(b"\r\n"), separator.encode()
+    if not data:
         raise DataError(f"{name} is empty")
     problem = "its lines are not a table of numbers"
-    if not set(text) - {*NUMBERS, *separator, "\r", "\n"}:  # NumPy passes over some control characters
+    lines, width = data.count(b"\n") + 1, data.partition(b"\n")[0].count(apart) + 1
+    # What NumPy takes for a table grows with its lines and fields, of which a packed file holds millions for nothing.
+    fits = lines <= rows and width in widths and data.count(apart) == lines * (width - 1)
+    if fits and not set(data) - {*f"{NUMBERS}{separator}\r\n".encode()}:  # NumPy passes over some control characters
         try:
             # NumPy takes separators of one character only.
-            table = np.loadtxt(io.StringIO(text.replace(separator, "\t")), delimiter="\t", comments=None, ndmin=2)
+            file = io.TextIOWrapper(io.BytesIO(data.replace(apart, b"\t")), encoding="ascii", newline="\n")
+            table = np.loadtxt(file, delimiter="\t", comments=None, ndmin=2)
             # NumPy skips blank lines; a count that disagrees gives them away.
-            if table.shape[1] in widths and len(table) == text.count("\n") + 1 and np.isfinite(table).all():
+            if table.shape == (lines, width) and np.isfinite(table).all():
                 return table
         except ValueError as error:
             problem = str(error)
-    raise_for_line(text, name, separator, widths)
+    raise_for_line(data, name, separator, widths, rows)
     raise DataError(f"{name}: {problem}")
 
 
-def raise_for_line(text: str, name: str, separator: str, widths: Collection[int]) -> None:
-    """Raise DataError for the first line that is not a row of finite numbers as wide as the first one."""
+def raise_for_line(data: bytes, name: str, separator: str, widths: Collection[int], rows: int) -> None:
+    """Raise DataError for the first line that is not a row of finite numbers as wide as the first one, or one too many."""
     width = None
-    for number, line in enumerate(text.split("\n"), start=1):
-        fields = line.rstrip("\r").split(separator)
-        if len(fields) not in ([width] if width else widths):
+    for number, raw in enumerate(io.BytesIO(data), start=1):
+        line = raw.decode("latin-1").rstrip("\r\n")
+        if number > rows:
+            raise DataError(f"{name} has more than {rows:,} lines; get its archive again")
+        count = line.count(separator) + 1  # before they are split, since there may be millions
+        if count not in ([width] if width else widths):
             expected = width or " or ".join(map(str, sorted(widths)))
-            raise DataError(f"{name} line {number} has {len(fields)} fields, not {expected}: {line[:80]!r}")
-        for field in fields:
+            raise DataError(f"{name} line {number} has {count} fields, not {expected}: {line[:80]!r}")
+        for field in line.split(separator):
             try:
-                finite = set(field) <= NUMBERS and np.isfinite(float(field))
+                finite = set(field) <= {*NUMBERS} and np.isfinite(float(field))
             except ValueError:
                 finite = False
             if not finite:
                 raise DataError(f"{name} line {number} has {field[:80]!r} where a number should be")
-        width = len(fields)
+        width = count
 
 
 def require_rows(good: np.ndarray, name: str, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,9 +51,10 @@ def served(host: Host) -> Iterator[Host]:
             self.send_header("Content-Length", str(size - start))
             self.end_headers()
             end = host.cut_after or size
-            for begin in range(start, end, CHUNK_BYTES):
-                self.wfile.write(host.body[begin : min(end, begin + CHUNK_BYTES)])
-                time.sleep(host.pause)
+            with suppress(ConnectionError):  # who asked may hang up
+                for begin in range(start, end, CHUNK_BYTES):
+                    self.wfile.write(host.body[begin : min(end, begin + CHUNK_BYTES)])
+                    time.sleep(host.pause)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -22,6 +22,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -405,6 +406,18 @@ def test_a_malformed_line_of_checksums_is_named(mirror: Path) -> None:
         prepare(ML_100K)
 
 
+def test_a_file_of_two_checksums_is_refused_and_of_one_twice_is_not(mirror: Path) -> None:
+    put_100k(mirror)
+    listed = (mirror / "SHA256SUMS").read_text()
+    (mirror / "SHA256SUMS").write_text(f"{'0' * 64}  movielens/ml-100k.zip\n{listed}")
+    with pytest.raises(
+        DataError, match=r"SHA256SUMS line 2 gives 'movielens/ml-100k\.zip' a second checksum; remove the wrong one"
+    ):
+        prepare(ML_100K)
+    (mirror / "SHA256SUMS").write_text(listed + listed.upper().replace("./MOVIELENS/ML-100K.ZIP", "movielens/ml-100k.zip"))
+    assert prepare(ML_100K)
+
+
 def test_a_truncated_zip_is_named_even_if_its_checksum_is_listed(mirror: Path) -> None:
     archive = put_100k(mirror)
     put(mirror, "movielens/ml-100k.zip", archive.read_bytes()[:-40])
@@ -439,6 +452,19 @@ def test_a_zip_member_outside_its_folder_is_refused(mirror: Path, name: str) -> 
     with pytest.raises(DataError, match="a path that leaves its folder"):
         prepare(ML_100K)
     assert nothing_half_made()
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J/README", "a\nb", "\x9b31m", "\u202etxt.exe", "u.data\0.exe"])
+def test_a_name_that_a_terminal_would_obey_is_refused_and_shown_escaped(mirror: Path, name: str) -> None:
+    data = zipped({"ml-100k/u.data": lines_100k(), name.replace("\0", "#"): b"x"})
+    put(mirror, "movielens/ml-100k.zip", data.replace(b"u.data#", b"u.data\0"))
+    with pytest.raises(DataError, match=re.escape(f"{name!r}, a name with characters that cannot be shown")) as caught:
+        prepare(ML_100K)
+    assert str(caught.value).isprintable()
+    if "\0" not in name:  # a tar's names end there
+        (mirror / "a.tar.xz").write_bytes(tarred({name: b"x"}))
+        with pytest.raises(DataError, match=re.escape(f"{name!r}, a name with characters that cannot be shown")):
+            list(archives.stream_tar(mirror / "a.tar.xz", lambda name: True))
 
 
 def test_a_link_in_a_zip_is_refused(mirror: Path) -> None:
@@ -627,6 +653,58 @@ def test_endless_extensions_of_a_header_are_damage(mirror: Path) -> None:
         prepare(mini())
 
 
+def header(kind: bytes, content: bytes = b"", extended: bool = False) -> bytes:
+    """A tar's header and what it announces; an old sparse one may say that its map goes on."""
+    entry = tarfile.TarInfo("images/x.jpg")
+    entry.type, entry.size = kind, len(content)
+    block = bytearray(entry.tobuf(tarfile.USTAR_FORMAT))
+    block[482] = extended
+    block[148:156] = b" " * 8  # the checksum counts itself as blanks
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + content + bytes(-len(content) % 512)
+
+
+LONG, PAX = tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE
+SPARSE_10 = header(PAX, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + header(b"0", b"999999999\n" + b"1\n" * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("begin", "again", "message"),
+    [
+        (b"", header(LONG, bytes(2**20)), "of 1,048,576 bytes, more than the 2,048 "),
+        (b"", header(PAX, b"1" * 4096), "of 4,096 bytes, more than the 2,048 "),
+        (b"", header(PAX, b"9 path=x\n") + header(b"0"), "of 200,[0-9]+ bytes, more than the 200,000 "),
+        (header(tarfile.GNUTYPE_SPARSE, extended=True), b"\1" * 512, "or sparse"),
+        (SPARSE_10, b"1\n" * 256, "or sparse"),
+        (b"", header(tarfile.XGLTYPE, b"8 abc=x\n" * 100), "or a header for all files"),
+    ],
+    ids=["long names", "digits", "many", "an old sparse file", "a sparse file", "fields for all files"],
+)
+def test_a_tar_whose_headers_take_more_than_its_files_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes, message: str
+) -> None:
+    monkeypatch.setattr(archives, "LARGEST_EXTENSIONS", 200_000, raising=False)
+    path = tmp_path / "a.tar"
+    path.write_bytes(begin + again * (2**22 // len(again)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=rf"a\.tar holds 'images/x\.jpg'.* {message}"):
+            list(archives.stream_tar(path, lambda name: False))
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_the_long_names_and_the_times_of_ordinary_tars_are_read(tmp_path: Path, kind: int) -> None:
+    name = "é" * 300 + "/x.jpg"
+    with tarfile.open(tmp_path / "a.tar", "w", format=kind) as archive:
+        entry = tarfile.TarInfo(name)
+        entry.mtime, entry.size = 0.5, 4
+        archive.addfile(entry, io.BytesIO(b"data"))
+    assert list(archives.stream_tar(tmp_path / "a.tar", lambda name: True)) == [(name, b"data")]
+
+
 @pytest.mark.parametrize("name", ["../../n0000000300000000.jpg", "/n0000000300000000.jpg"])
 def test_a_tar_member_outside_its_folder_is_refused(mirror: Path, name: str) -> None:
     put_mini(mirror, jpegs())
@@ -674,6 +752,26 @@ def test_a_malformed_movielens_row_is_named_by_file_and_line(mirror: Path, line:
     with pytest.raises(DataError, match=r"ml-100k/u\.data " + message):
         prepare(ML_100K)
     assert nothing_half_made()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"1\n" * 2**20, "line 1 has 1 fields, not 3 or 4"),
+        (b"1\t1\t1\n" * 2**19, "has more than 1,000 lines"),
+        (b"1\t" * 2**20, "line 1 has 1048577 fields, not 3 or 4"),
+        (b"1\t1\t1\n" + b"1\t" * 2**20, "line 2 has 1048577 fields, not 3"),
+    ],
+    ids=["narrow", "long", "wide", "wide later"],
+)
+def test_a_table_of_more_lines_or_fields_than_there_can_be_is_refused_within_bounded_memory(data: bytes, message: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"^u.data {message}"):
+            ratings.parse_table(data, "u.data", "\t", (3, 4), rows=1000)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_tab_is_no_separator_of_movielens_1m(mirror: Path) -> None:
@@ -819,6 +917,17 @@ def test_a_picture_of_another_kind_or_of_too_many_pixels_is_refused_undecoded(mi
     ):
         put_mini(mirror, {**jpegs(), name: data}, folder)
         refused_in(40, mini(), rf"{name} is not a readable JPEG .*{message}|{name} {message}")
+
+
+def test_a_picture_of_many_scans_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (84, 84), (10, 200, 30)).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    last = whole[whole.rindex(b"\xff\xc4", 0, whole.rindex(b"\xff\xda")) : -2]  # the last scan with its table
+    assert mini_imagenet.decode(whole, "x.jpg")[0].shape == (84, 84, 3)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened all the same"))
+    with pytest.raises(DataError, match=r"x\.jpg is not a readable JPEG \(its 110 scans are more than 100\)"):
+        mini_imagenet.decode(whole[:-2] + last * 100 + whole[-2:], "x.jpg")
 
 
 def test_a_file_too_large_for_a_picture_or_a_table_is_refused_unread(mirror: Path) -> None:
@@ -999,6 +1108,22 @@ def test_files_that_are_not_prepared_data_are_never_deleted(mirror: Path) -> Non
     with pytest.raises(DataError, match=r"holds files that are not prepared data \(thesis\.txt\); move them away"):
         prepare(ML_100K)
     assert precious.read_text() == "years of work"
+
+
+def test_a_folder_that_is_a_link_is_filled_where_it_leads(mirror: Path, tmp_path: Path) -> None:
+    put_100k(mirror)
+    link, disk = common.data_folder() / "ml-100k", tmp_path / "disk"
+    link.parent.mkdir()
+    link.symlink_to(disk / "films")
+    with pytest.raises(DataError, match=r"ml-100k is a link that leads nowhere; make the folder .*films, or remove the link$"):
+        prepare(ML_100K)
+    (disk / "films").mkdir(parents=True)
+    for _ in range(2):
+        assert prepare(ML_100K) and not prepare(ML_100K)
+        assert link.is_symlink() and arrays(ML_100K) == SORTED
+        assert set(contents(disk / "films")) == {"manifest.json", "ratings.npz"}
+        assert {path.name for path in (*link.parent.iterdir(), *disk.iterdir())} - {".films.lock"} == {"ml-100k", "films"}
+        (disk / "films" / "manifest.json").unlink()
 
 
 KILLED = """
@@ -1290,6 +1415,71 @@ def test_an_answer_without_the_file_is_told_with_its_status(host: Host) -> None:
     host.status = 404
     with pytest.raises(Unreachable, match=r"http://127.0.0.1:\d+/ml-100k\.zip answers 404 Not Found"):
         prepare(hosted(host))
+
+
+@contextmanager
+def answering(answer: bytes, drop: bytes = b"") -> Iterator[str]:
+    """The address of a host that gives whoever comes first an answer, and then a drop twenty times a second."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        over = threading.Event()
+
+        def serve() -> None:
+            with server.accept()[0] as connection, suppress(OSError):
+                connection.recv(2**16)
+                connection.sendall(answer)
+                while drop and not over.wait(0.05):
+                    connection.sendall(drop)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/ml-100k.zip"
+        finally:
+            over.set()
+            thread.join(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"), [("", b"X: y\r\n"), ("Content-Length: 400000\r\n\r\n", b"x")], ids=["its headers", "its file"]
+)
+def test_a_host_that_sends_drop_by_drop_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch, head: str, drop: bytes) -> None:
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(download, "READ_SECONDS", 2)
+    began = time.monotonic()
+    with answering(f"HTTP/1.1 200 OK\r\n{head}".encode(), drop) as url:
+        with pytest.raises(Unreachable, match=r"ml-100k\.zip sent 0 bytes in 0\.2 seconds and was given up"):
+            prepare(hosted(host, url))
+    assert time.monotonic() - began < 2 and nothing_half_made()
+
+
+def test_a_download_that_was_given_up_writes_no_more_and_is_resumed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.pause = 0.15
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "SLOW_SECONDS", 0.2, raising=False)
+        with pytest.raises(Unreachable, match=r"sent [0-9,]+ bytes in 0\.2 seconds"):
+            prepare(hosted(host))
+    have = part().stat().st_size
+    time.sleep(0.3)
+    assert part().stat().st_size == have > 0
+    host.pause = 0
+    prepare(hosted(host))
+    assert host.asked == [None, f"bytes={have}-"] and arrays(ML_100K) == SORTED
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("416 \x1b[2J", r"ml-100k\.zip answers 416 (Requested )?Range Not Satisfiable"),
+        ("200 OK\r\nContent-Length: 12abc", r"ml-100k\.zip says that it is '12abc' bytes long"),
+        ("200 OK\r\nContent-Length: 100000, 5", r"127\.0\.0\.1:\d+ gives no answer that can be used \(Content-Length contained"),
+        ("302 Found\r\nLocation: http://[::1", r"127\.0\.0\.1:\d+ gives no answer that can be used \(Invalid IPv6 URL"),
+    ],
+    ids=["no range", "no number", "two numbers", "no address"],
+)
+def test_an_answer_that_is_none_is_told_as_it_is(host: Host, answer: str, message: str) -> None:
+    with answering(f"HTTP/1.1 {answer}\r\n\r\n".encode()) as url, pytest.raises(Unreachable, match=message):
+        prepare(hosted(host, url))
+    assert nothing_half_made()
 
 
 def test_a_mirror_needs_none_of_the_packages_that_the_network_needs(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ SEPARATORS = st.sampled_from(["\t", "::", ","])
 def a_table_is_read_as_a_person_would_or_refused_by_its_line(rows, separator, end):
     text = end.join(separator.join(row) for row in rows).encode("utf-8", "surrogatepass") + end.encode()
     try:
-        found = ratings.parse_table(text, "u.data", separator, (3, 4))
+        found = ratings.parse_table(text, "u.data", separator, (3, 4), rows=6)
     except DataError as error:
         refused(error, "u.data")
     else:
