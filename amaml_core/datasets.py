@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -224,9 +224,9 @@ def _columns(path: Path, ratings: int) -> list[np.ndarray]:
         with ZipFile(path) as file:
             sizes = {entry.filename: entry.file_size for entry in file.infolist()}
             if sorted(sizes) != ["item.npy", "rating.npy", "user.npy"] or max(sizes.values()) > 4 * ratings + 1024:
-                raise ValueError(
-                    f"it holds {str(sizes)[:200]} bytes instead of user, item and rating"
-                )  # so none is too large to read
+                raise ValueError(f"it holds {str(sizes)[:200]} bytes instead of user, item and rating")
+            if not {entry.compress_type for entry in file.infolist()} <= {ZIP_STORED, ZIP_DEFLATED}:
+                raise ValueError("it is compressed by a method that unpacks without a bound")  # whatever the sizes say
             members = (file.open(f"{column}.npy") for column in ("user", "item", "rating"))
             return [np.lib.format.read_array(member, allow_pickle=False) for member in members]
     except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind

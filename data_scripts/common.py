@@ -16,11 +16,13 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 FORMAT = 1  # of the prepared arrays; a higher number makes every folder of a lower one be prepared again
+HEADER_BYTES = 1024  # the most that stands before an array in its file
 SPARE_BYTES = 32 * 2**20  # left over on the disk beside the arrays themselves
 
 INTERRUPTED = "{}: interrupted; what was there before is untouched, run again to go on"
@@ -129,8 +131,7 @@ def array_defect(dataset: DataSet, folder: Path) -> str | None:
             if filename.endswith(".npy"):
                 found: Any = signature(np.lib.format.open_memmap(folder / filename, mode="r"))
             else:
-                with np.lib.npyio.NpzFile(folder / filename, allow_pickle=False) as arrays:
-                    found = {name: signature(arrays[name]) for name in arrays.files}
+                found = signatures(folder / filename, expected)
         except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
             return f"{filename} cannot be read: {error}"
         if found != expected:
@@ -141,6 +142,25 @@ def array_defect(dataset: DataSet, folder: Path) -> str | None:
 def signature(array: np.ndarray) -> tuple[tuple[int, ...], str]:
     """Shape and dtype name of an array, as layouts state them."""
     return tuple(array.shape), array.dtype.name
+
+
+def signatures(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Shape and dtype name of each array of an ``.npz``, which is read with its checksums, but never beyond what is expected.
+
+    Raises:
+        ValueError: a member is larger than its array, or compressed by a method that unpacks without a bound.
+    """
+    with ZipFile(path) as file:
+        for entry in file.infolist():
+            name = entry.filename.removesuffix(".npy")
+            most = HEADER_BYTES + (layout_bytes({name: expected[name]}) if name in expected else 0)
+            if entry.file_size > most or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise ValueError(
+                    f"{name[:80]!r} has {entry.file_size:,} bytes by method {entry.compress_type},"
+                    f" not up to {most:,} by {ZIP_STORED} or {ZIP_DEFLATED}"
+                )
+        members = ((name.removesuffix(".npy"), file.open(name)) for name in file.namelist())
+        return {name: signature(np.lib.format.read_array(member, allow_pickle=False)) for name, member in members}
 
 
 def layout_bytes(layout: Layout) -> int:

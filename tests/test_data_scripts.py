@@ -1343,6 +1343,28 @@ def test_a_script_ends_with_status_130_after_an_interrupt(
     assert capsys.readouterr().err.count("\n") == 1 and nothing_half_made()
 
 
+@pytest.mark.parametrize(
+    ("method", "understate"), [(zipfile.ZIP_DEFLATED, False), (zipfile.ZIP_LZMA, False), (zipfile.ZIP_LZMA, True)]
+)
+def test_prepared_arrays_that_swell_are_defects_and_are_not_unpacked(mirror: Path, method: int, understate: bool) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    path = common.data_folder() / "ml-100k" / "ratings.npz"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as new:
+        with new.open("user.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(member, {"descr": "<i4", "fortran_order": False, "shape": (10**6,)})
+            member.write(bytes(4 * 10**6))
+    whole = buffer.getvalue()
+    place = whole.index(b"PK\1\2") + 24
+    path.write_bytes(whole[:place] + struct.pack("<I", 150) + whole[place + 4 :] if understate else whole)
+    tracemalloc.start()
+    reason = common.array_defect(ML_100K, path.parent)
+    assert reason is not None and reason.startswith("ratings.npz cannot be read: 'user' has ")
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
 def test_a_mirror_that_is_no_folder_is_an_error(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMAML_MIRROR", str(mirror / "nowhere"))
     with pytest.raises(DataError, match=r"AMAML_MIRROR=.*nowhere is not a folder"):
