@@ -84,13 +84,25 @@ locations, strict = _of_the_package("locations"), _of_the_package("strict")
 
 
 def data_folder() -> Path:
-    """The folder of prepared data, as the package finds it: ``amaml_core.locations.data_root()``."""
-    return locations.data_root()
+    """The folder of prepared data, as the package finds it: ``amaml_core.locations.data_root()``.
+
+    Raises DataError if there can be none, such as a ``~`` without a home folder, or if something else lies there.
+    """
+    try:
+        folder = locations.data_root()
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(str(error)) from error
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; move it away, or set AMAML_DATA to a folder for the arrays")
+    return folder
 
 
 def mirror_folder() -> Path | None:
     """The folder of archives to use instead of the network: ``AMAML_MIRROR`` or None. Raises DataError if missing."""
-    folder = locations.folder_in("AMAML_MIRROR")
+    try:
+        folder = locations.folder_in("AMAML_MIRROR")
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if folder is not None and not folder.is_dir():
         raise DataError(f"AMAML_MIRROR={folder} is not a folder; point it at one with archives, or unset it to download")
     return folder
