@@ -216,9 +216,11 @@ lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m codespell_lib
 
 lock: $(READY)  ## write the versions in .venv into requirements.lock, and the hashes of their files into requirements.hashes
-	@{ sed -n '/^#/p' requirements.lock; \
-	  $(PY) -m pip freeze --all --local --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+	@# In steps, and not by a pipe, whose first command may fail unseen and leave a lock file of no packages.
+	@new=$$(mktemp) && trap 'rm -f "$$new" requirements.lock.new' EXIT && \
+	  $(PY) -m pip freeze --all --local --exclude pip --exclude-editable > "$$new" && \
+	  { sed -n '/^#/p' requirements.lock && sed -E 's/\+[a-z0-9.]+$$//' "$$new"; } > requirements.lock.new && \
+	  mv requirements.lock.new requirements.lock
 	@$(PY) -m tools.hashes
 
 clean:  ## remove what was built; data and .venv stay
