@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 FORMAT = 1  # of the prepared arrays; a higher number makes every folder of a lower one be prepared again
 HEADER_BYTES = 1024  # the most that stands before an array in its file
+HASHED_BYTES = 2**26  # the most that is hashed to say that a file is prepared; all but mini-ImageNet's have less
 SPARE_BYTES = 32 * 2**20  # left over on the disk beside the arrays themselves
 
 INTERRUPTED = "{}: interrupted; what was there before is untouched, run again to go on"
@@ -119,7 +120,10 @@ def describe(counts: Mapping[str, int]) -> str:
 
 
 def defect(dataset: DataSet, folder: Path) -> str | None:
-    """Why `folder` is not the whole, prepared data set, in a few words; None if it is. Hashes nothing."""
+    """Why `folder` is not the whole, prepared data set, in a few words; None if it is.
+
+    Large arrays are not held against their digests here, but by who loads them.
+    """
     try:
         manifest = strict.parse((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
@@ -133,7 +137,20 @@ def defect(dataset: DataSet, folder: Path) -> str | None:
         return "its manifest.json is damaged: its digest is not that of its content"
     if manifest.get("counts") != dict(dataset.counts):
         return f"its counts are {manifest.get('counts')}, not {dict(dataset.counts)}"
-    return array_defect(dataset, folder)
+    return array_defect(dataset, folder) or digest_defect(dataset, folder, manifest.get("files"))
+
+
+def digest_defect(dataset: DataSet, folder: Path, written: object) -> str | None:
+    """Which small file in `folder` is not what was `written` into the manifest; None if all are, or nothing was."""
+    if written is None:
+        return None
+    if not isinstance(written, dict) or not dataset.layout(dataset.counts).keys() <= written.keys():
+        return "its manifest.json does not name its files"
+    for filename in dataset.layout(dataset.counts):
+        file = folder / filename
+        if file.stat().st_size <= HASHED_BYTES and strict.file_digest(file) != written[filename]:
+            return f"{filename} is damaged: its digest is not that of its manifest"
+    return None
 
 
 def array_defect(dataset: DataSet, folder: Path) -> str | None:

@@ -38,6 +38,7 @@ from data_scripts import __main__ as everything
 from data_scripts import archives, common, download, jester, mini_imagenet, movielens_1m, movielens_100k, omniglot, ratings
 from data_scripts.common import DataError, DataSet, Unreachable, command, prepare
 from data_scripts.fetch import Archive, obtain_all
+from tools import book
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_MIRROR = os.environ.get("AMAML_MIRROR")
@@ -1341,6 +1342,40 @@ def test_a_script_ends_with_status_130_after_an_interrupt(
     monkeypatch.setattr(ratings.np, "savez", failing_savez(KeyboardInterrupt()))
     assert command(ML_100K, []) == 130
     assert capsys.readouterr().err.count("\n") == 1 and nothing_half_made()
+
+
+def test_other_values_in_a_whole_array_are_a_defect_to_whoever_asks(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    folder = common.data_folder() / "ml-100k"
+    monkeypatch.setattr(everything, "SMALL", (ML_100K,))
+    monkeypatch.setattr(book, "SMALL", (ML_100K,))
+    assert common.defect(ML_100K, folder) is None and "MovieLens 100K  real (from a mirror" in book.data_report()
+    with np.load(folder / "ratings.npz") as found:
+        np.savez(folder / "ratings.npz", **{**found, "rating": np.ones(6, np.float32)})
+    reason = "ratings.npz is damaged: its digest is not that of its manifest"
+    assert common.defect(ML_100K, folder) == reason
+    assert f"MovieLens 100K  refused: {folder}: {reason}; run `make data`" in book.data_report()
+    assert everything.run(["--status"]) == 0 and reason in capsys.readouterr().out
+    assert command(ML_100K, []) == 0 and f"preparing it again, because {reason}" in capsys.readouterr().out
+    assert arrays(ML_100K) == SORTED
+    (folder / "manifest.json").write_text("{}")
+    assert "refused" in book.data_report()
+    shutil.rmtree(folder)
+    assert "MovieLens 100K  a stand-in" in book.data_report()
+
+
+@pytest.mark.parametrize("files", [{}, 3, {"other.npz": ""}])
+def test_a_manifest_that_does_not_name_its_files_is_a_defect(mirror: Path, files: object) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    folder = common.data_folder() / "ml-100k"
+    content = manifest(ML_100K) | {"files": files}
+    del content["digest"]
+    (folder / "manifest.json").write_text(json.dumps(content | {"digest": common.strict.digest(content)}))
+    assert common.defect(ML_100K, folder) == "its manifest.json does not name its files"
 
 
 @pytest.mark.parametrize(
