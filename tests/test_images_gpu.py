@@ -128,6 +128,17 @@ def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path, monkeypatch):
         images_gpu.run(1, [sys.executable, "-c", "raise SystemExit(3)"])
 
 
+@pytest.mark.parametrize("verb", ["run", "join"])
+def test_a_program_that_fails_is_named_in_one_line(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr(images_gpu, "FOLDER", tmp_path / "gpu")
+    monkeypatch.setattr(sys, "executable", "false")
+    (tmp_path / "gpu" / "wheels").mkdir(parents=True)
+    (tmp_path / "gpu" / "wheels" / "a.whl").write_text("no wheel")
+    assert images_gpu.main([verb]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("false -m ") and said.endswith(" ended with status 1; see above")
+
+
 def test_records_that_come_back_are_added_to_ours(tmp_path):
     for seed, folder in ((0, "ours"), (0, "back"), (1, "back")):
         records.write(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -185,7 +186,7 @@ def merge(folder: Path, results: Path | None = None, commit: str = "unknown") ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 1 after an error, which is one line."""
+    """The command line; 1 after an error, which is one line, after what a program that was called has said."""
     parser = argparse.ArgumentParser(prog="python -m tools.images_gpu", description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("pack", help="write what must travel")
@@ -201,6 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         act(arguments)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"{shlex.join(map(str, error.cmd))} ended with status {error.returncode}; see above", file=sys.stderr)
         return 1
     return 0
 
