@@ -1,10 +1,12 @@
 """The wheel and the source archive: they hold what works from them, an index would take them, and a stranger can install them."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -207,6 +209,18 @@ def test_metadata_that_an_index_would_refuse_are_found(checkout, old, new, probl
     assert old in METADATA
     found = list(dist.bad_metadata(METADATA.replace(old, new, 1).encode(), checkout))
     assert found == [] if problem is None else problem in " ".join(found)
+
+
+def test_an_archive_with_tests_that_cannot_run_from_it_is_found(checkout, monkeypatch):
+    monkeypatch.setattr(dist, "tracked", lambda root: [])
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    with tarfile.open(checkout / "a-1.tar.gz", "w:gz") as archive:
+        for name in ("PKG-INFO", "README.md", "LICENSE", "pyproject.toml", "tests/test_a.py"):
+            entry = tarfile.TarInfo(f"a-1/{name}")
+            entry.size = len(METADATA)
+            archive.addfile(entry, io.BytesIO(METADATA.encode()))
+    found = list(dist.problems([checkout / "a-1.tar.gz"], checkout))
+    assert found[0] == "a-1.tar.gz holds tests/test_a.py" and "one wheel and one archive" in found[1] and len(found) == 2
 
 
 def test_the_readme_on_an_index_links_to_the_repository(checkout, monkeypatch):

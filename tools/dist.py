@@ -96,7 +96,7 @@ def problems(files: Iterable[Path], root: Path) -> Iterator[str]:
                 licence = "LICENSE" if "LICENSE" in names else None
             if lacking := sorted((package | {"README.md", "LICENSE", "pyproject.toml"}) - names):
                 yield f"{file.name} lacks {', '.join(lacking)}"
-            if foreign := sorted(name for name in names if name.startswith(("data/", "results/", "book/", "_"))):
+            if foreign := sorted(name for name in names if name.startswith(("data/", "results/", "book/", "tests/", "_"))):
                 yield f"{file.name} holds {', '.join(foreign)}"
         if licence is None:
             yield f"{file.name} lacks the licence"
