@@ -49,6 +49,8 @@ override RUNS := $(NAMES:%=_runs/$(PROFILE)/%.ipynb)
 override CODE := $(shell find amaml_core experiments -name '*.py')
 # The folder of the prepared data: AMAML_DATA, with the package's rule for `~` and relative paths.
 override DATA := $(subst $(CURDIR)/,,$(shell AMAML_DATA=$(call quoted,$(AMAML_DATA)) $(call quoted,$(PYTHON)) -I amaml_core/locations.py))
+# 1 is that script's own status: where there is no PYTHON it is 127, of which the rule for the environment tells.
+$(if $(filter 1,$(.SHELLSTATUS)),$(error AMAML_DATA=$(AMAML_DATA): say a folder that there can be))
 override MANIFESTS := $(wildcard $(DATA)/*/manifest.json)
 override INPUTS := $(CODE) $(wildcard results/full/*.jsonl)
 # And some chapters read data. The others are run as if there were none, so that data that come later do not concern them.
@@ -214,9 +216,11 @@ lint: $(READY)  ## check the style, the types and the spelling
 	@$(PY) -m codespell_lib
 
 lock: $(READY)  ## write the versions in .venv into requirements.lock, and the hashes of their files into requirements.hashes
-	@{ sed -n '/^#/p' requirements.lock; \
-	  $(PY) -m pip freeze --all --local --exclude pip --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//'; } > requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+	@# In steps, and not by a pipe, whose first command may fail unseen and leave a lock file of no packages.
+	@new=$$(mktemp) && trap 'rm -f "$$new" requirements.lock.new' EXIT && \
+	  $(PY) -m pip freeze --all --local --exclude pip --exclude-editable > "$$new" && \
+	  { sed -n '/^#/p' requirements.lock && sed -E 's/\+[a-z0-9.]+$$//' "$$new"; } > requirements.lock.new && \
+	  mv requirements.lock.new requirements.lock
 	@$(PY) -m tools.hashes
 
 clean:  ## remove what was built; data and .venv stay

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from .stand_ins import glyph_images, low_rank_ratings
 from .strict import digest, file_digest, parse
 
 REMEDY = "delete the data set's folder and run `make data`"
+FORMAT = 1  # of the prepared arrays, as `data_scripts` writes it
 RATINGS = {"jester-1": "Jester-1", "ml-100k": "MovieLens 100K", "ml-1m": "MovieLens 1M"}
 # Smaller than the real data, and like it in scale and sparsity as far as the chapters notice.
 STAND_IN_RATINGS: dict[str, dict[str, Any]] = {
@@ -99,7 +100,7 @@ def load_ratings(name: str, root: str | Path | None = None, allow_stand_in: bool
     _verify(path, manifest)
     user, item, rating = _columns(path, counts["ratings"])
     for column, values, dtype in (("user", user, np.int32), ("item", item, np.int32), ("rating", rating, np.float32)):
-        _require(values.dtype == dtype and values.shape == (len(rating),), path, f"{column} is {values.dtype} {values.shape}")
+        _require(values.dtype == dtype and values.shape == (rating.size,), path, f"{column} is {values.dtype} {values.shape}")
     _require(len(rating) > 0 and min(user.min(), item.min()) >= 0, path, "it is empty or has negative numbers")
     pair = user.astype(np.int64) * (int(item.max()) + 1) + item
     _require(bool((np.diff(pair) > 0).all()), path, "its ratings are not sorted by user and item, or a pair occurs twice")
@@ -195,6 +196,8 @@ def _manifest(folder: Path, name: str) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}; {REMEDY}") from None
     _require(isinstance(manifest, dict) and manifest.get("name") == name, path, f"it does not name the data set {name!r}")
+    given = manifest.get("format")
+    _require(type(given) is int and given == FORMAT, path, f"its format is {given!r:.100}, and this version reads {FORMAT}")
     written = manifest.pop("digest", None)
     _require(
         written == (digest(manifest) if "files" in manifest else None), path, "it is damaged: its digest is not that of its content"
@@ -224,9 +227,9 @@ def _columns(path: Path, ratings: int) -> list[np.ndarray]:
         with ZipFile(path) as file:
             sizes = {entry.filename: entry.file_size for entry in file.infolist()}
             if sorted(sizes) != ["item.npy", "rating.npy", "user.npy"] or max(sizes.values()) > 4 * ratings + 1024:
-                raise ValueError(
-                    f"it holds {str(sizes)[:200]} bytes instead of user, item and rating"
-                )  # so none is too large to read
+                raise ValueError(f"it holds {str(sizes)[:200]} bytes instead of user, item and rating")
+            if not {entry.compress_type for entry in file.infolist()} <= {ZIP_STORED, ZIP_DEFLATED}:
+                raise ValueError("it is compressed by a method that unpacks without a bound")  # whatever the sizes say
             members = (file.open(f"{column}.npy") for column in ("user", "item", "rating"))
             return [np.lib.format.read_array(member, allow_pickle=False) for member in members]
     except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind

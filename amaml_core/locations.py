@@ -7,6 +7,7 @@ It imports nothing of the package, so ``data_scripts`` and the Makefile take thi
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -52,4 +53,7 @@ def data_root() -> Path:
 
 
 if __name__ == "__main__":
-    print(data_root())
+    try:
+        print(data_root())
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))

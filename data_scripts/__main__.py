@@ -41,6 +41,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", action="store_true", help="also prepare mini-ImageNet (1.3 GB on disk, a few minutes)")
     parser.add_argument("--status", action="store_true", help="only show what is prepared")
     options = parser.parse_args(arguments)
+    try:
+        place = data_folder()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     notes: dict[str, str] = {}
     status = 0
     for dataset in () if options.status else SMALL + (LARGE if options.images else ()):
@@ -54,9 +59,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(INTERRUPTED.format(dataset.name), file=sys.stderr)
             return 130
-    if not options.images and defect(mini_imagenet.DATASET, data_folder() / mini_imagenet.DATASET.name):
+    if not options.images and defect(mini_imagenet.DATASET, place / mini_imagenet.DATASET.name):
         notes.setdefault(mini_imagenet.DATASET.name, "not asked for: --images prepares it")
-    print(f"\nprepared data in {data_folder()}")
+    print(f"\nprepared data in {place}")
     print(show(status_table(SMALL + LARGE, notes)))
     return status
 

@@ -16,11 +16,14 @@ from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 FORMAT = 1  # of the prepared arrays; a higher number makes every folder of a lower one be prepared again
+HEADER_BYTES = 1024  # the most that stands before an array in its file
+HASHED_BYTES = 2**26  # the most that is hashed to say that a file is prepared; all but mini-ImageNet's have less
 SPARE_BYTES = 32 * 2**20  # left over on the disk beside the arrays themselves
 
 INTERRUPTED = "{}: interrupted; what was there before is untouched, run again to go on"
@@ -82,13 +85,25 @@ locations, strict = _of_the_package("locations"), _of_the_package("strict")
 
 
 def data_folder() -> Path:
-    """The folder of prepared data, as the package finds it: ``amaml_core.locations.data_root()``."""
-    return locations.data_root()
+    """The folder of prepared data, as the package finds it: ``amaml_core.locations.data_root()``.
+
+    Raises DataError if there can be none, such as a ``~`` without a home folder, or if something else lies there.
+    """
+    try:
+        folder = locations.data_root()
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(str(error)) from error
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; move it away, or set AMAML_DATA to a folder for the arrays")
+    return folder
 
 
 def mirror_folder() -> Path | None:
     """The folder of archives to use instead of the network: ``AMAML_MIRROR`` or None. Raises DataError if missing."""
-    folder = locations.folder_in("AMAML_MIRROR")
+    try:
+        folder = locations.folder_in("AMAML_MIRROR")
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if folder is not None and not folder.is_dir():
         raise DataError(f"AMAML_MIRROR={folder} is not a folder; point it at one with archives, or unset it to download")
     return folder
@@ -115,7 +130,10 @@ def describe(counts: Mapping[str, int]) -> str:
 
 
 def defect(dataset: DataSet, folder: Path) -> str | None:
-    """Why `folder` is not the whole, prepared data set, in a few words; None if it is. Hashes nothing."""
+    """Why `folder` is not the whole, prepared data set, in a few words; None if it is.
+
+    Large arrays are not held against their digests here, but by who loads them.
+    """
     try:
         manifest = strict.parse((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
@@ -129,7 +147,20 @@ def defect(dataset: DataSet, folder: Path) -> str | None:
         return "its manifest.json is damaged: its digest is not that of its content"
     if manifest.get("counts") != dict(dataset.counts):
         return f"its counts are {manifest.get('counts')}, not {dict(dataset.counts)}"
-    return array_defect(dataset, folder)
+    return array_defect(dataset, folder) or digest_defect(dataset, folder, manifest.get("files"))
+
+
+def digest_defect(dataset: DataSet, folder: Path, written: object) -> str | None:
+    """Which small file in `folder` is not what was `written` into the manifest; None if all are, or nothing was."""
+    if written is None:
+        return None
+    if not isinstance(written, dict) or not dataset.layout(dataset.counts).keys() <= written.keys():
+        return "its manifest.json does not name its files"
+    for filename in dataset.layout(dataset.counts):
+        file = folder / filename
+        if file.stat().st_size <= HASHED_BYTES and strict.file_digest(file) != written[filename]:
+            return f"{filename} is damaged: its digest is not that of its manifest"
+    return None
 
 
 def array_defect(dataset: DataSet, folder: Path) -> str | None:
@@ -139,8 +170,7 @@ def array_defect(dataset: DataSet, folder: Path) -> str | None:
             if filename.endswith(".npy"):
                 found: Any = signature(np.lib.format.open_memmap(folder / filename, mode="r"))
             else:
-                with np.lib.npyio.NpzFile(folder / filename, allow_pickle=False) as arrays:
-                    found = {name: signature(arrays[name]) for name in arrays.files}
+                found = signatures(folder / filename, expected)
         except Exception as error:  # NumPy and zipfile stumble over a damaged file with errors of every kind
             return f"{filename} cannot be read: {error}"
         if found != expected:
@@ -151,6 +181,25 @@ def array_defect(dataset: DataSet, folder: Path) -> str | None:
 def signature(array: np.ndarray) -> tuple[tuple[int, ...], str]:
     """Shape and dtype name of an array, as layouts state them."""
     return tuple(array.shape), array.dtype.name
+
+
+def signatures(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Shape and dtype name of each array of an ``.npz``, which is read with its checksums, but never beyond what is expected.
+
+    Raises:
+        ValueError: a member is larger than its array, or compressed by a method that unpacks without a bound.
+    """
+    with ZipFile(path) as file:
+        for entry in file.infolist():
+            name = entry.filename.removesuffix(".npy")
+            most = HEADER_BYTES + (layout_bytes({name: expected[name]}) if name in expected else 0)
+            if entry.file_size > most or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise ValueError(
+                    f"{name[:80]!r} has {entry.file_size:,} bytes by method {entry.compress_type},"
+                    f" not up to {most:,} by {ZIP_STORED} or {ZIP_DEFLATED}"
+                )
+        members = ((name.removesuffix(".npy"), file.open(name)) for name in file.namelist())
+        return {name: signature(np.lib.format.read_array(member, allow_pickle=False)) for name, member in members}
 
 
 def layout_bytes(layout: Layout) -> int:

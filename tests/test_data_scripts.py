@@ -39,6 +39,7 @@ from data_scripts import __main__ as everything
 from data_scripts import archives, common, download, jester, mini_imagenet, movielens_1m, movielens_100k, omniglot, ratings
 from data_scripts.common import DataError, DataSet, Unreachable, command, prepare
 from data_scripts.fetch import Archive, obtain_all
+from tools import book
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_MIRROR = os.environ.get("AMAML_MIRROR")
@@ -1531,6 +1532,62 @@ def test_a_script_ends_with_status_130_after_an_interrupt(
     monkeypatch.setattr(ratings.np, "savez", failing_savez(KeyboardInterrupt()))
     assert command(ML_100K, []) == 130
     assert capsys.readouterr().err.count("\n") == 1 and nothing_half_made()
+
+
+def test_other_values_in_a_whole_array_are_a_defect_to_whoever_asks(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    folder = common.data_folder() / "ml-100k"
+    monkeypatch.setattr(everything, "SMALL", (ML_100K,))
+    monkeypatch.setattr(book, "SMALL", (ML_100K,))
+    assert common.defect(ML_100K, folder) is None and "MovieLens 100K  real (from a mirror" in book.data_report()
+    with np.load(folder / "ratings.npz") as found:
+        np.savez(folder / "ratings.npz", **{**found, "rating": np.ones(6, np.float32)})
+    reason = "ratings.npz is damaged: its digest is not that of its manifest"
+    assert common.defect(ML_100K, folder) == reason
+    assert f"MovieLens 100K  refused: {folder}: {reason}; run `make data`" in book.data_report()
+    assert everything.run(["--status"]) == 0 and reason in capsys.readouterr().out
+    assert command(ML_100K, []) == 0 and f"preparing it again, because {reason}" in capsys.readouterr().out
+    assert arrays(ML_100K) == SORTED
+    (folder / "manifest.json").write_text("{}")
+    assert "refused" in book.data_report()
+    shutil.rmtree(folder)
+    assert "MovieLens 100K  a stand-in" in book.data_report()
+
+
+@pytest.mark.parametrize("files", [{}, 3, {"other.npz": ""}])
+def test_a_manifest_that_does_not_name_its_files_is_a_defect(mirror: Path, files: object) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    folder = common.data_folder() / "ml-100k"
+    content = manifest(ML_100K) | {"files": files}
+    del content["digest"]
+    (folder / "manifest.json").write_text(json.dumps(content | {"digest": common.strict.digest(content)}))
+    assert common.defect(ML_100K, folder) == "its manifest.json does not name its files"
+
+
+@pytest.mark.parametrize(
+    ("method", "understate"), [(zipfile.ZIP_DEFLATED, False), (zipfile.ZIP_LZMA, False), (zipfile.ZIP_LZMA, True)]
+)
+def test_prepared_arrays_that_swell_are_defects_and_are_not_unpacked(mirror: Path, method: int, understate: bool) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    path = common.data_folder() / "ml-100k" / "ratings.npz"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as new:
+        with new.open("user.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(member, {"descr": "<i4", "fortran_order": False, "shape": (10**6,)})
+            member.write(bytes(4 * 10**6))
+    whole = buffer.getvalue()
+    place = whole.index(b"PK\1\2") + 24
+    path.write_bytes(whole[:place] + struct.pack("<I", 150) + whole[place + 4 :] if understate else whole)
+    tracemalloc.start()
+    reason = common.array_defect(ML_100K, path.parent)
+    assert reason is not None and reason.startswith("ratings.npz cannot be read: 'user' has ")
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
 
 
 def test_a_mirror_that_is_no_folder_is_an_error(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:

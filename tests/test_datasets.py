@@ -12,6 +12,7 @@ from amaml_core import datasets, locations
 from amaml_core.datasets import data_root, load_images, load_ratings
 from amaml_core.stand_ins import _distinct_glyphs, glyph_images, low_rank_ratings
 from amaml_core.strict import digest, file_digest
+from data_scripts import common
 
 
 def prepare_ratings(folder: Path, **changes) -> Path:
@@ -21,7 +22,7 @@ def prepare_ratings(folder: Path, **changes) -> Path:
         "item": np.array([0, 3, 3, 1], np.int32),
         "rating": np.array([1, 5, 3, 4], np.float32),
     }
-    manifest = {"name": "ml-100k", "counts": {"users": 3, "items": 4, "ratings": 4}}
+    manifest = {"name": "ml-100k", "format": 1, "counts": {"users": 3, "items": 4, "ratings": 4}}
     arrays |= {key: value for key, value in changes.items() if key in arrays}
     manifest |= {key: value for key, value in changes.items() if key in manifest}
     (folder / "ml-100k").mkdir()
@@ -35,7 +36,7 @@ def prepare_omniglot(folder: Path, images: np.ndarray | None = None) -> Path:
     classes = [{"alphabet": "A", "character": str(i), "split": "background"} for i in range(3)]
     (folder / "omniglot").mkdir()
     np.save(folder / "omniglot" / "images.npy", images)
-    (folder / "omniglot" / "manifest.json").write_text(json.dumps({"name": "omniglot", "classes": classes}))
+    (folder / "omniglot" / "manifest.json").write_text(json.dumps({"name": "omniglot", "format": 1, "classes": classes}))
     return folder
 
 
@@ -79,12 +80,13 @@ DAMAGE = {
     "no dimension": lambda whole: npy(np.uint8(0)),
     "columns of Fortran": lambda whole: npy(np.asfortranarray(np.zeros((3, 20, 28, 28), np.uint8))),
     "bomb": lambda whole: npz(zipfile.ZIP_DEFLATED, user=ZEROS, item=ZEROS, rating=np.zeros(10**7, np.float32)),
+    "boundless method": lambda whole: npz(zipfile.ZIP_LZMA, **np.load(io.BytesIO(whole))),
     "encrypted": lambda whole: altered(whole, b"PK\1\2", 8, 1),
     "other method": lambda whole: altered(whole, b"PK\1\2", 10, 99),
     "no array": lambda whole: npz(user=ZEROS, item=ZEROS, rating=None),
     "no such member": lambda whole: whole.replace(b"item.npy", b"item.npz"),
 }
-PLACES = [("ml-100k", damage) for damage in DAMAGE] + [("omniglot", damage) for damage in [*DAMAGE][:-4]]
+PLACES = [("ml-100k", damage) for damage in DAMAGE] + [("omniglot", damage) for damage in [*DAMAGE][:-5]]
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["before digests", "signed"])
@@ -125,8 +127,10 @@ def test_what_only_a_digest_can_tell_is_refused_and_data_of_before_there_were_an
         lambda text: text.replace('"character": "1"', '"character": "2"'), lambda text: text.replace('"0"', "NaN"),
         lambda text: text.replace('"digest"', '"name": "omniglot", "digest"'),
         lambda text: text.replace("images.npy", "images.npz"),
-        lambda text: '{"name": "omniglot", "classes": 3}', lambda text: '{"name": "omniglot", "classes": [3]}',
-        lambda text: '{"name": "omniglot"}', lambda text: '{"name": "omniglot", "classes": []}',
+        lambda text: '{"name": "omniglot", "format": 1, "classes": 3}',
+        lambda text: '{"name": "omniglot", "format": 1, "classes": [3]}',
+        lambda text: '{"name": "omniglot", "format": 1}',
+        lambda text: '{"name": "omniglot", "format": 1, "classes": []}',
         lambda text: text.replace('"A"', '"\x00"'), lambda text: text.replace('"A"', '"\udcff"'),
     ],
 )  # fmt: skip
@@ -172,6 +176,11 @@ def test_prepared_ratings_come_back_as_they_are(tmp_path, capsys):
         ({"rating": np.array([1, 5, 3, 4], np.float64)}, "rating is float64"),
         ({"item": np.array([0, 3, 3], np.int32)}, r"item is int32 \(3,\)"),
         ({"counts": {"users": 3, "items": 4, "ratings": 5}}, "manifest says"),
+        ({"rating": np.float32(1)}, r"user is int32 \(4,\)"),
+        ({"user": np.int32(0), "item": np.int32(0), "rating": np.float32(1)}, r"user is int32 \(\)"),
+        ({"format": 2}, "manifest.json: its format is 2, and this version reads 1"),
+        ({"format": None}, "its format is None"),
+        ({"format": True}, "its format is True"),
         ({"name": "ml-1m"}, "does not name the data set 'ml-100k'"),
     ],
 )
@@ -179,6 +188,10 @@ def test_ratings_that_contradict_their_manifest_are_refused_not_replaced(tmp_pat
     with pytest.raises(ValueError, match=message) as caught:
         load_ratings("ml-100k", prepare_ratings(tmp_path, **changes))
     assert "make data" in str(caught.value)
+
+
+def test_what_the_scripts_write_is_what_is_read():
+    assert datasets.FORMAT == common.FORMAT
 
 
 def test_half_prepared_data_are_refused_not_replaced(tmp_path):
@@ -202,7 +215,8 @@ def test_mini_imagenet_comes_in_parts(tmp_path):
     folder = tmp_path / "mini-imagenet"
     folder.mkdir()
     np.save(folder / "val.npy", np.ones((1, 600, 84, 84, 3), np.uint8))
-    (folder / "manifest.json").write_text(json.dumps({"name": "mini-imagenet", "classes": {"val": ["n01"], "test": ["n02"]}}))
+    manifest = {"name": "mini-imagenet", "format": 1, "classes": {"val": ["n01"], "test": ["n02"]}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     data = load_images("mini-imagenet", "val", root=tmp_path)
     assert data.images.shape == (1, 600, 84, 84, 3) and data.classes == [{"character": "n01", "split": "val"}]
     with pytest.raises(ValueError, match="test.npy is missing"):

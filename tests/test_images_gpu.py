@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -47,7 +48,47 @@ def test_a_damaged_part_is_refused_and_nothing_is_left(prepared):
     (prepared / "gpu" / "omniglot.001").write_bytes(bytes(1024))
     with pytest.raises(ValueError, match=r"omniglot/images.npy is not what was packed"):
         images_gpu.join(prepared / "other", prepared / "gpu")
-    assert not list((prepared / "other").iterdir())
+    assert [path.name for path in (prepared / "other").iterdir()] == [".omniglot.lock"]
+
+
+def test_what_is_joined_has_the_usual_rights_and_takes_the_place_of_what_a_kill_left(prepared):
+    other = prepared / "other"
+    (other / ".omniglot-dead1234").mkdir(parents=True)
+    (other / ".omniglot-dead1234" / "images.npy").touch()
+    (other / "omniglot").mkdir()  # empty: nothing is lost
+    (other / "omniglot").chmod(0o700)
+    images_gpu.join(other, prepared / "gpu")
+    assert {path.name for path in other.iterdir()} == {"omniglot", ".omniglot.lock"}
+    assert (other / "omniglot").stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_what_lies_where_a_data_set_goes_is_left_there(prepared, file):
+    place = prepared / "other" / "omniglot"
+    (place.parent if file else place).mkdir(parents=True)
+    mine = place if file else place / "train.npy"
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match="other/omniglot is in the way, and no data set: move it away and join again"):
+        images_gpu.join(place.parent, prepared / "gpu")
+    assert mine.read_text() == "mine" and [path.name for path in place.parent.iterdir()] == ["omniglot"]
+
+
+def test_wheels_that_are_installed_in_part_are_installed_again(tmp_path, monkeypatch):
+    def pip(command, check):
+        place = Path(command[command.index("--target") + 1])
+        place.mkdir()
+        (place / f"{len(calls)}.py").touch()
+        calls.append(command)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    calls = []
+    monkeypatch.setattr(subprocess, "run", pip)
+    with pytest.raises(KeyboardInterrupt):
+        images_gpu.install([tmp_path / "a.whl"], tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+    images_gpu.install([tmp_path / "a.whl"], tmp_path / "site")
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["1.py"]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +167,17 @@ def test_a_run_is_interrupted_when_its_minutes_are_over(tmp_path, monkeypatch):
     assert images_gpu.run(1, [sys.executable, "-c", ""])
     with pytest.raises(subprocess.CalledProcessError):
         images_gpu.run(1, [sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize("verb", ["run", "join"])
+def test_a_program_that_fails_is_named_in_one_line(tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.setattr(images_gpu, "FOLDER", tmp_path / "gpu")
+    monkeypatch.setattr(sys, "executable", "false")
+    (tmp_path / "gpu" / "wheels").mkdir(parents=True)
+    (tmp_path / "gpu" / "wheels" / "a.whl").write_text("no wheel")
+    assert images_gpu.main([verb]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("false -m ") and said.endswith(" ended with status 1; see above")
 
 
 def test_records_that_come_back_are_added_to_ours(tmp_path):

@@ -9,7 +9,10 @@ import pytest
 
 from amaml_core import locations, records
 from amaml_core.datasets import load_images, load_ratings
+from data_scripts import __main__ as everything
 from data_scripts import common
+from data_scripts.movielens_100k import DATASET
+from tools import book
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +52,41 @@ def test_without_a_home_folder_whoever_needs_it_is_told(home, monkeypatch):
     monkeypatch.setenv("AMAML_DATA", "~/data")
     with pytest.raises(ValueError, match="AMAML_DATA=~/data starts in a home folder, and there is none: name the whole path"):
         locations.data_root()
+
+
+NOBODY = "~no-such-user-here/data"
+
+
+@pytest.mark.parametrize("value", [NOBODY, "FILE"])
+def test_a_place_that_cannot_be_is_told_in_a_line_by_whoever_asks(home, tmp_path, monkeypatch, capsys, value):
+    (tmp_path / "file").touch()
+    said = {
+        NOBODY: "starts in a home folder, and there is none: name the whole path",
+        "FILE": "file is not a folder; move it away, or",
+    }
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path / "file") if value == "FILE" else value)
+    asked = (lambda: everything.run(["--status"]), lambda: everything.run([]), lambda: common.command(DATASET, []))
+    for ask in (*asked, lambda: book.main(["report"])):
+        assert ask() == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said[value] in line
+
+
+def test_a_mirror_that_cannot_be_is_told_in_a_line(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AMAML_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("AMAML_MIRROR", NOBODY)
+    assert common.command(DATASET, []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: AMAML_MIRROR={NOBODY} starts in a home folder, and there is none")
+
+
+def test_the_makefile_stops_at_a_place_that_cannot_be():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "help", f"PYTHON={sys.executable}", f"AMAML_DATA={NOBODY}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    why, stopped = done.stderr.splitlines()
+    assert why == f"AMAML_DATA={NOBODY} starts in a home folder, and there is none: name the whole path"
+    assert done.returncode == 2 and f"AMAML_DATA={NOBODY}: say a folder that there can be" in stopped
 
 
 def test_the_makefile_asks_the_same_rule(home):

@@ -196,6 +196,26 @@ def test_a_run_from_a_clock_that_was_fast_is_made_again(make, tmp_path, fast):
     assert ("<run><one>" in asked) == fast
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_lock_file_is_written_whole_or_not_at_all(make, tmp_path, fails):
+    book = tmp_path / "book"
+    (book / "amaml_core").mkdir(parents=True)
+    (book / "amaml_core" / "locations.py").touch()
+    (book / "pyproject.toml").touch()
+    (book / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    (book / "requirements.lock").write_text("# said before\na==1.0\n")
+    os.utime(book / "requirements.lock", (1e9,) * 2)
+    os.utime(book / "pyproject.toml", (1e9,) * 2)
+    python = tmp_path / "venv" / "bin" / "python"
+    freeze = "echo a==2.0; exit 1" if fails else "echo a==2.0; echo torch==2.11.0+cpu"
+    python.write_text(f'#!/bin/sh\nif [ "$3" = freeze ]; then {freeze}; else echo hashes; fi\n')
+    code, said, _ = make("-C", str(book), "lock")
+    assert (code != 0) == fails and ("hashes" in said) != fails, said
+    kept = "# said before\na==1.0\n" if fails else "# said before\na==2.0\ntorch==2.11.0\n"
+    assert (book / "requirements.lock").read_text() == kept
+    assert {path.name for path in book.iterdir()} == {"Makefile", "amaml_core", "pyproject.toml", "requirements.lock"}
+
+
 @pytest.mark.slow
 def test_lab_starts_with_the_kernel_of_its_own_python_whatever_others_there_are(tmp_path):
     python = tmp_path / "venv" / "bin" / "python"

@@ -1,10 +1,12 @@
 """The wheel and the source archive: they hold what works from them, an index would take them, and a stranger can install them."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -131,6 +133,41 @@ def test_a_release_is_a_tag_of_the_version_whose_changes_have_a_date(checkout):
     assert list(dist.unreleased(checkout, "v1.2.3")) == ["CHANGELOG.md has no entry `## 1.2.3 (YYYY-MM-DD)`"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("CITATION.cff", "title: x\n"), ("CITATION.cff", "- 3\n"), ("CITATION.cff", "version: 0.1\n"), ("CITATION.cff", "a: [\n"),
+        ("CITATION.cff", "version: one\n"), ("CHANGELOG.md", "# Changes\n"), ("pyproject.toml", "[project]\n"),
+        ("pyproject.toml", "["), ("amaml_core/__init__.py", ""), ("amaml_core/__init__.py", "x ="),
+    ],
+)  # fmt: skip
+def test_a_file_that_gives_no_version_is_named(checkout, name, content):
+    (checkout / name).write_text(content)
+    with pytest.raises(ValueError, match="gives no version: write one there such as 1.2.3") as caught:
+        dist.versions(checkout)
+    assert str(caught.value).startswith(str(checkout / name))
+
+
+@pytest.mark.parametrize("failing", ["address", "version", "program"])
+def test_what_stops_a_build_is_told_in_a_line(checkout, monkeypatch, capsys, failing):
+    monkeypatch.setattr(dist, "ROOT", checkout)
+    monkeypatch.setattr(dist, "tracked", lambda root: [])
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    if failing == "address":
+        monkeypatch.setenv("GITHUB_REPOSITORY", "a b")
+        said = "GITHUB_SERVER_URL/GITHUB_REPOSITORY is 'https://github.com/a b'; the address of a repository looks like"
+    elif failing == "version":
+        (checkout / "CITATION.cff").write_text("title: x\n")
+        monkeypatch.setattr(dist, "build", lambda root, work: [*dist.versions(root)])
+        said = "CITATION.cff gives no version"
+    else:
+        monkeypatch.setattr(sys, "executable", "false")
+        said = "no package was built: false -m build "
+    assert dist.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not (checkout / "dist").exists()
+
+
 METADATA = """\
 Metadata-Version: 2.4
 Name: amaml_core
@@ -172,6 +209,18 @@ def test_metadata_that_an_index_would_refuse_are_found(checkout, old, new, probl
     assert old in METADATA
     found = list(dist.bad_metadata(METADATA.replace(old, new, 1).encode(), checkout))
     assert found == [] if problem is None else problem in " ".join(found)
+
+
+def test_an_archive_with_tests_that_cannot_run_from_it_is_found(checkout, monkeypatch):
+    monkeypatch.setattr(dist, "tracked", lambda root: [])
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    with tarfile.open(checkout / "a-1.tar.gz", "w:gz") as archive:
+        for name in ("PKG-INFO", "README.md", "LICENSE", "pyproject.toml", "tests/test_a.py"):
+            entry = tarfile.TarInfo(f"a-1/{name}")
+            entry.size = len(METADATA)
+            archive.addfile(entry, io.BytesIO(METADATA.encode()))
+    found = list(dist.problems([checkout / "a-1.tar.gz"], checkout))
+    assert found[0] == "a-1.tar.gz holds tests/test_a.py" and "one wheel and one archive" in found[1] and len(found) == 2
 
 
 def test_the_readme_on_an_index_links_to_the_repository(checkout, monkeypatch):

@@ -99,6 +99,13 @@ def test_a_subset_of_classes_is_all_that_is_drawn_from():
     assert present.unique().tolist() == [1, 4, 5, 9]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])  # as an index, a tensor of bytes would be a mask
+def test_classes_may_be_integers_of_any_kind(dtype):
+    images, classes = torch.as_tensor(coded()), torch.tensor([3, 1, 7])
+    tasks, same = (ImageSampler(images, 2, 1, 1, 4, classes=c)(seeded()) for c in (classes, classes.to(dtype)))
+    assert torch.equal(tasks.support_x, same.support_x)
+
+
 def test_a_memory_map_a_tensor_and_an_array_give_the_same_tasks(tmp_path):
     np.save(tmp_path / "images.npy", coded())
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -165,6 +172,10 @@ def test_the_split_by_alphabets_keeps_alphabets_whole():
         (lambda: ImageSampler(coded()[:, :, :3], 5, 1, 1, 1, rotations=True), "square"),
         (lambda: ImageSampler(coded(), 1, 1, 1, 1, classes=torch.tensor([1, 12])), "from 0 to 11"),
         (lambda: ImageSampler(coded(), 1, 1, 1, 1, classes=torch.tensor([1, 1])), "different"),
+        (lambda: ImageSampler(coded(), 2, 1, 1, 1, classes=torch.tensor([0.5, 1.5])), "must be integers .*float32"),
+        (lambda: ImageSampler(coded(), 2, 1, 1, 1, classes=torch.tensor([True, False])), "must be integers .*bool"),
+        (lambda: ImageSampler(coded(), 2, 1, 1, 1, classes=torch.tensor([[0, 1], [2, 3]])), r"must be integers .*\(2, 2\)"),
+        (lambda: ImageSampler(coded(), 1, 1, 1, 1, classes=torch.tensor(1)), r"must be integers .*\(\)"),
         (lambda: split_classes(1000, seeded()), "leaves none for test"),
         (lambda: split_classes(20, seeded(), train=10, validation=10), "held out"),
         (lambda: split_alphabets([{"alphabet": "A", "split": "background"}], seeded()), "evaluation"),

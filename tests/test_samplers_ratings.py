@@ -166,6 +166,37 @@ def test_broken_ratings_are_refused(ratings):
         split_users(flat, **kwargs)
 
 
+def of_a_test_user(item, user, splits, value):
+    changed = item.copy()
+    changed[np.argmax(user == splits.users["test"][0].item())] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r, s: {"item": of_a_test_user(r.item, r.user, s, -1)}, "numbers from 0, and one is negative"),
+        (lambda r, s: {"user": r.user - 1}, "numbers from 0"),
+        (lambda r, s: {"item": r.item + 0.7}, "item must hold integers, not torch.float64"),
+        (lambda r, s: {"user": r.user > 5}, "user must hold integers, not torch.bool"),
+        (lambda r, s: {"user": r.user[:-1]}, "one length"),
+        (lambda r, s: {"rating": r.rating[:-1]}, "one length"),
+        (lambda r, s: {name: column[:0] for name, column in vars(r).items()}, "one length"),
+        (lambda r, s: {name: column[None] for name, column in vars(r).items()}, "one length"),
+    ],
+)
+def test_what_is_no_number_of_a_user_or_an_item_is_refused(ratings, splits, change, message):
+    changed = SimpleNamespace(**vars(ratings) | change(ratings, splits))
+    with pytest.raises(ValueError, match=message):
+        split_users(changed, seeded(), counts=(None, None, 40), d=20, min_items=12)
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf")])
+def test_shares_that_are_not_finite_are_refused(ratings, share):
+    with pytest.raises(ValueError, match="sum to 1"):
+        split_users(ratings, seeded(), d=20, min_items=10, shares=(share, 0.5, 0.5))
+
+
 @pytest.mark.parametrize("name", ["jester-1", "ml-100k", "ml-1m"])
 def test_the_real_ratings_give_100_test_tasks_of_50_items(name):
     if not (data_root() / name).exists():

@@ -26,7 +26,9 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from amaml_core import strict
-from amaml_core.datasets import RATINGS, data_root
+from amaml_core.datasets import RATINGS
+from data_scripts.__main__ import LARGE, SMALL
+from data_scripts.common import DataError, data_folder, defect
 
 from . import faults
 from .notebooks import CHECKED, INTERRUPTED, NOTEBOOKS, PROFILES, ROOT, RUN, alone, names, put_in_place, read_notebook, read_run
@@ -170,19 +172,23 @@ def status(notebooks: dict[str, NotebookNode]) -> str:
 
 
 def data_report() -> str:
-    """One line for each data set: real, and from whose bytes, or a stand-in."""
+    """One line for each data set: real, and from whose bytes, or a stand-in, or why the chapters refuse it.
+
+    Raises:
+        DataError: there is no place where the data could be.
+    """
     lines = ["Data in the chapters:"]
-    for folder, title in DATA.items():
-        manifest = data_root() / folder / "manifest.json"
-        if manifest.is_file():
-            try:
-                official = strict.parse(manifest.read_bytes())["official"]
-                state = "real (the official archive)" if official else "real (from a mirror, checked against the official counts)"
-            except (ValueError, TypeError, KeyError):
-                state = f"{manifest} is damaged; run `make data`"
+    for dataset in SMALL + LARGE:
+        folder = data_folder() / dataset.name
+        reason = defect(dataset, folder)
+        if reason is None:
+            official = strict.parse((folder / "manifest.json").read_bytes()).get("official")
+            state = "real (the official archive)" if official else "real (from a mirror, checked against the official counts)"
+        elif folder.exists():
+            state = f"refused: {folder}: {reason}; run `make data`"
         else:
             state = "a stand-in"
-        lines.append(f"  {title:<15} {state}")
+        lines.append(f"  {DATA[dataset.name]:<15} {state}")
     return "\n".join(lines)
 
 
@@ -191,22 +197,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("action", choices=("render", "links", "report"))
     parser.add_argument("--profile", choices=PROFILES, help="render runs instead of the committed notebooks")
     args = parser.parse_args(arguments)
-    if args.action != "report":
-        try:
-            links() if args.action == "links" else render(args.profile)
-        except KeyboardInterrupt:
-            print(INTERRUPTED.format(args.action), file=sys.stderr)
-            return 130
-        except (OSError, ValueError) as error:
-            print(error, file=sys.stderr)
-            return 1
-        except subprocess.CalledProcessError:
-            print("The book has errors or warnings, or dead links; see above.", file=sys.stderr)
-            return 1
+    try:
         if args.action == "links":
+            links()
             return 0
-    else:
-        print(data_report())
+        if args.action == "render":
+            render(args.profile)
+        else:
+            print(data_report())
+    except KeyboardInterrupt:
+        print(INTERRUPTED.format(args.action), file=sys.stderr)
+        return 130
+    except (OSError, ValueError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError:
+        print("The book has errors or warnings, or dead links; see above.", file=sys.stderr)
+        return 1
     print(f"The book is at {INDEX}")
     return 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ CLASSIFIERS = {"Operating System :: OS Independent", "Programming Language :: Py
 
 def tracked(root: Path) -> list[str]:
     """The files that git knows and that are there: an earlier build beside the sources would get into the wheel."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, stdout=subprocess.PIPE, text=True, check=True).stdout
     return [name for name in listed.split("\0") if name and (root / name).is_file()]
 
 
@@ -95,7 +96,7 @@ def problems(files: Iterable[Path], root: Path) -> Iterator[str]:
                 licence = "LICENSE" if "LICENSE" in names else None
             if lacking := sorted((package | {"README.md", "LICENSE", "pyproject.toml"}) - names):
                 yield f"{file.name} lacks {', '.join(lacking)}"
-            if foreign := sorted(name for name in names if name.startswith(("data/", "results/", "book/", "_"))):
+            if foreign := sorted(name for name in names if name.startswith(("data/", "results/", "book/", "tests/", "_"))):
                 yield f"{file.name} holds {', '.join(foreign)}"
         if licence is None:
             yield f"{file.name} lacks the licence"
@@ -131,15 +132,34 @@ def bad_metadata(text: bytes, root: Path) -> Iterator[str]:
 
 
 def versions(root: Path) -> dict[str, str]:
-    """The version that each file of a checkout gives."""
-    tree = ast.parse((root / "amaml_core" / "__init__.py").read_text(encoding="utf-8"))
+    """The version that each file of a checkout gives.
+
+    Raises:
+        ValueError: a file gives none; it is named.
+    """
+    found = {}
+    for where, (name, read) in VERSIONS.items():
+        try:
+            found[where] = read((root / name).read_text(encoding="utf-8"))
+            Version(found[where])
+        except (LookupError, TypeError, ValueError, SyntaxError, yaml.YAMLError) as error:  # as each reader has it
+            raise ValueError(f"{root / name} gives no version: write one there such as 1.2.3") from error
+    return found
+
+
+def assigned_version(code: str) -> str:
+    """What a module's ``__version__`` is."""
+    tree = ast.parse(code)
     assigned = {n.targets[0].id: n.value for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)}
-    return {
-        "amaml_core.__version__": ast.literal_eval(assigned["__version__"]),
-        "pyproject.toml": tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"],
-        "CITATION.cff": yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))["version"],
-        "CHANGELOG.md": re.findall(r"^## (\d\S*)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[0],
-    }
+    return ast.literal_eval(assigned["__version__"])
+
+
+VERSIONS = {
+    "amaml_core.__version__": ("amaml_core/__init__.py", assigned_version),
+    "pyproject.toml": ("pyproject.toml", lambda text: tomllib.loads(text)["project"]["version"]),
+    "CITATION.cff": ("CITATION.cff", lambda text: yaml.safe_load(text)["version"]),
+    "CHANGELOG.md": ("CHANGELOG.md", lambda text: re.findall(r"^## (\d\S*)", text, re.MULTILINE)[0]),
+}
 
 
 def unreleased(root: Path, tag: str) -> Iterator[str]:
@@ -193,8 +213,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(INTERRUPTED.format("dist"), file=sys.stderr)
         return 130
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"no package was built: {shlex.join(map(str, error.cmd))} ended with status {error.returncode}", file=sys.stderr)
         return 1
     return 1 if found else 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 from .book import BUILD
 from .notebooks import INTERRUPTED, NOTEBOOKS, ROOT, alone, names, put_in_place, read_notebook
@@ -37,6 +37,7 @@ def draw(program: str, target: Path) -> None:
     Raises:
         OSError: they cannot be written, or a chapter has no notebook.
         ValueError: a notebook is damaged.
+        playwright.sync_api.Error: the browser does not start, or fails.
     """
     with alone(target.with_name(f"{target.name}-work"), "taking out the figures") as work, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
@@ -61,8 +62,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print(INTERRUPTED.format("figures"), file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (OSError, ValueError, Error) as error:
+        print(str(error).partition("\n")[0], file=sys.stderr)  # the browser's log is in the rest
         return 1
     return 0
 

@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 from amaml_core import strict
 from amaml_core.locations import data_root
 from amaml_core.records import write_beside
+from data_scripts.common import lock
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "_gpu"
@@ -121,34 +122,64 @@ def join(data: Path, folder: Path = FOLDER) -> dict[str, int]:
     A data set that is complete is not made again, and its parts may go.
 
     Raises:
-        ValueError: a listing or a part is not what was packed.
+        ValueError: a listing or a part is not what was packed, or something else lies where a data set goes.
     """
     missing = {}
     for listing in sorted(folder.glob("*.json")):
         name, files = listing.stem, read_listing(listing)
-        if (data / name / "manifest.json").is_file():
+        target = data / name
+        if (target / "manifest.json").is_file():
             missing[name] = 0
             continue
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise ValueError(f"{target} is in the way, and no data set: move it away and join again")
         numbers = iter(range(sum(entry["parts"] for entry in files)))
         places = {entry["name"]: [folder / f"{name}.{next(numbers):03d}" for _ in range(entry["parts"])] for entry in files}
         missing[name] = sum(not part.is_file() for parts in places.values() for part in parts)
-        if missing[name]:
-            continue
-        data.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=data, prefix=f".{name}-"))
-        try:
-            for entry in files:
-                digest = hashlib.sha256()
-                with open(beside / entry["name"], "wb") as target:
-                    for part in places[entry["name"]]:
-                        digest.update(piece := part.read_bytes())
-                        target.write(piece)
-                if digest.hexdigest() != entry["sha256"]:
-                    raise ValueError(f"{name}/{entry['name']} is not what was packed: send the parts of {name} again")
-            beside.rename(data / name)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        if not missing[name]:
+            data.mkdir(parents=True, exist_ok=True)
+            with lock(target):  # as `make data` does, so neither takes away what the other is making
+                put_together(target, files, places)
     return missing
+
+
+def put_together(target: Path, files: Sequence[dict[str, Any]], places: dict[str, list[Path]]) -> None:
+    """Make a data set of its parts, beside its place; what a killed call left there goes first.
+
+    Raises:
+        ValueError: a part is not what was packed.
+    """
+    for left in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(left)
+    if (target / "manifest.json").is_file():  # by another call, while this one waited
+        return
+    beside = target.with_name(f".{target.name}-joined")
+    beside.mkdir()
+    try:
+        for entry in files:
+            digest = hashlib.sha256()
+            with open(beside / entry["name"], "wb") as file:
+                for part in places[entry["name"]]:
+                    digest.update(piece := part.read_bytes())
+                    file.write(piece)
+            if digest.hexdigest() != entry["sha256"]:
+                raise ValueError(f"{target.name}/{entry['name']} is not what was packed: send the parts of {target.name} again")
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def install(wheels: Sequence[Path], site: Path) -> None:
+    """Install the wheels into a folder, which is there only when all of them are in it.
+
+    Raises:
+        subprocess.CalledProcessError: pip cannot; it says why.
+    """
+    beside = site.with_name(f".{site.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(beside)]
+    subprocess.run([*command, *map(str, wheels)], check=True)
+    beside.rename(site)
 
 
 def run(minutes: float, command: Sequence[str]) -> bool:
@@ -185,7 +216,7 @@ def merge(folder: Path, results: Path | None = None, commit: str = "unknown") ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 1 after an error, which is one line."""
+    """The command line; 1 after an error, which is one line, after what a program that was called has said."""
     parser = argparse.ArgumentParser(prog="python -m tools.images_gpu", description=__doc__.split("\n\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("pack", help="write what must travel")
@@ -202,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    except subprocess.CalledProcessError as error:
+        print(f"{shlex.join(map(str, error.cmd))} ended with status {error.returncode}; see above", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -212,8 +246,7 @@ def act(arguments: argparse.Namespace) -> None:
         print(f"{len(parts)} parts of at most {PART_MIB} MiB in {FOLDER}; {FOLDER / 'README'} says what to do with them")
     elif arguments.verb == "join":
         if (wheels := sorted((FOLDER / "wheels").glob("*.whl"))) and not (FOLDER / "site").exists():
-            install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(FOLDER / "site")]
-            subprocess.run([*install, *map(str, wheels)], check=True)
+            install(wheels, FOLDER / "site")
         for name, count in join(data_root()).items():
             print(f"{name}: {f'{count} parts are missing' if count else 'ready'}")
     elif arguments.verb == "run":

@@ -97,7 +97,7 @@ class ImageSampler:
 
     Raises:
         ValueError: wrong dtype or shape, fewer classes than ``way``, fewer images than shot + query, rotations of
-            images that are not square, class numbers out of range or twice.
+            images that are not square, class numbers that are no integers, out of range or twice.
 
     >>> images = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 4, 8, 8)  # 10 classes of 4 images
     >>> tasks = ImageSampler(images, way=5, shot=1, query=2, batch=3)(torch.Generator().manual_seed(0))
@@ -120,6 +120,9 @@ class ImageSampler:
             raise ValueError(f"images must be uint8 (C, n, H, W) or (C, n, H, W, 3), not {self.images.dtype} {shape}")
         if self.classes is not None:
             chosen = torch.as_tensor(self.classes)
+            if chosen.ndim != 1 or chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+                raise ValueError(f"classes must be integers (n,), not {chosen.dtype} {tuple(chosen.shape)}")
+            chosen = chosen.long()
             if len(chosen.unique()) != len(chosen) or not ((chosen >= 0) & (chosen < shape[0])).all():
                 raise ValueError(f"classes must be different numbers from 0 to {shape[0] - 1}")
         if self.way > self.class_count:
@@ -141,7 +144,7 @@ class ImageSampler:
         image = distinct((self.batch, self.way), self.images.shape[1], each, generator).cpu()  # (B, N, k + q)
         # With rotations, class c stands for image class c // 4 turned by c % 4 quarters.
         base, quarters = (drawn // 4, drawn % 4) if self.rotations else (drawn, None)
-        base = base.cpu() if self.classes is None else torch.as_tensor(self.classes).cpu()[base.cpu()]
+        base = base.cpu() if self.classes is None else torch.as_tensor(self.classes).cpu().long()[base.cpu()]
 
         pixels = self._read(base[..., None].expand_as(image), image)  # (B, N, k + q, H, W) or (B, N, k + q, H, W, 3)
         pixels = pixels[:, :, :, None] if pixels.ndim == 5 else pixels.movedim(-1, 3)  # (B, N, k + q, Ch, H, W)

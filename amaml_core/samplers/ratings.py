@@ -95,8 +95,8 @@ def split_users(
             of MovieLens 100K, where three in four users rated fewer than 50 of the 100 films.
 
     Raises:
-        ValueError: fewer rated items than d, fewer users than wanted, min_items above d, a pair rated twice, or
-            bad shares.
+        ValueError: fewer rated items than d, fewer users than wanted, min_items above d, a pair rated twice, bad shares, or
+            users and items that are not numbers from 0, one of each for each rating.
 
     >>> from types import SimpleNamespace
     >>> user, item = np.divmod(np.arange(60), 6)  # ten users, each of whom rates all six items
@@ -109,10 +109,18 @@ def split_users(
     check_sizes(d=d, min_items=min_items, **{part: n for part, n in zip(PARTS, counts, strict=True) if n is not None})
     if min_items > d:
         raise ValueError(f"min_items={min_items}, but a user can rate only d={d} items")
-    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+    if not (min(shares) > 0 and abs(sum(shares) - 1) <= 1e-9):
         raise ValueError(f"shares must be positive and sum to 1, not {shares}")
     user, item, rating = (torch.as_tensor(np.ascontiguousarray(a)) for a in (ratings.user, ratings.item, ratings.rating))
+    if not (user.ndim == 1 and user.shape == item.shape == rating.shape and len(user)):
+        shapes = [tuple(column.shape) for column in (user, item, rating)]
+        raise ValueError(f"user, item and rating must be of one length, (ratings,) each, not {shapes}")
+    for name, column in (("user", user), ("item", item)):
+        if column.is_floating_point() or column.is_complex() or column.dtype == torch.bool:
+            raise ValueError(f"{name} must hold integers, not {column.dtype}")
     user, item = user.long(), item.long()
+    if min(user.min(), item.min()) < 0:
+        raise ValueError("users and items are numbers from 0, and one is negative")
     ids, row = user.unique(return_inverse=True)  # (users,), (ratings,)
 
     order = torch.randperm(len(ids), generator=generator, device=generator.device).cpu()
