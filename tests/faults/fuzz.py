@@ -261,7 +261,7 @@ def pictures(folder: Path) -> dict[str, Kind]:
 
 def recorded(folder: Path) -> dict[str, Kind]:
     settings, where = (
-        {"size": "full", "rate": 0.1, "names": ["a", "b"]},
+        {"size": "full", "rate": 0.1, "name": "a, b"},
         ({"torch": "2.13"}, "2 cores", "2026-01-01T00:00:00", "0a1b+"),
     )
     columns = {"step": {"values": [0, 1], "each": 2}, "error": [0.5, None, 1e-30, 4.0], "data": "Jester-1"}
