@@ -684,7 +684,7 @@ SPARSE_10 = header(PAX, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + hea
 def test_a_tar_whose_headers_take_more_than_its_files_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(archives, "LARGEST_EXTENSIONS", 200_000, raising=False)
+    monkeypatch.setattr(archives, "LARGEST_EXTENSIONS", 200_000)
     path = tmp_path / "a.tar"
     path.write_bytes(begin + again * (2**22 // len(again)))
     tracemalloc.start()
@@ -1444,20 +1444,19 @@ def answering(answer: bytes, drop: bytes = b"") -> Iterator[str]:
     ("head", "drop"), [("", b"X: y\r\n"), ("Content-Length: 400000\r\n\r\n", b"x")], ids=["its headers", "its file"]
 )
 def test_a_host_that_sends_drop_by_drop_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch, head: str, drop: bytes) -> None:
-    monkeypatch.setattr(download, "SLOW_SECONDS", 0.2, raising=False)
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.2)
     monkeypatch.setattr(download, "READ_SECONDS", 2)
-    began = time.monotonic()
     with answering(f"HTTP/1.1 200 OK\r\n{head}".encode(), drop) as url:
         with pytest.raises(Unreachable, match=r"ml-100k\.zip sent 0 bytes in 0\.2 seconds and was given up"):
             prepare(hosted(host, url))
-    assert time.monotonic() - began < 2 and nothing_half_made()
+    assert nothing_half_made()
 
 
 def test_a_download_that_was_given_up_writes_no_more_and_is_resumed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.pause = 0.15
+    host.pause = 0.25
     with monkeypatch.context() as patch:
-        patch.setattr(download, "SLOW_SECONDS", 0.2, raising=False)
-        with pytest.raises(Unreachable, match=r"sent [0-9,]+ bytes in 0\.2 seconds"):
+        patch.setattr(download, "SLOW_SECONDS", 0.4)
+        with pytest.raises(Unreachable, match=r"sent [0-9,]+ bytes in 0\.4 seconds"):
             prepare(hosted(host))
     have = part().stat().st_size
     time.sleep(0.3)
