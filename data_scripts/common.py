@@ -187,19 +187,21 @@ def signatures(path: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Shape and dtype name of each array of an ``.npz``, which is read with its checksums, but never beyond what is expected.
 
     Raises:
-        ValueError: a member is larger than its array, or compressed by a method that unpacks without a bound.
+        ValueError: it holds other arrays, or one twice, too large, or compressed by a method that unpacks without a bound.
     """
     with ZipFile(path) as file:
-        for entry in file.infolist():
-            name = entry.filename.removesuffix(".npy")
-            most = HEADER_BYTES + (layout_bytes({name: expected[name]}) if name in expected else 0)
+        names = [entry.filename.removesuffix(".npy") for entry in file.infolist()]
+        if sorted(names) != sorted(expected):  # none twice: each would be read
+            raise ValueError(f"it holds {str(names)[:200]}, not {[*expected]}")
+        for name, entry in zip(names, file.infolist(), strict=True):
+            most = HEADER_BYTES + layout_bytes({name: expected[name]})
             if entry.file_size > most or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
                 raise ValueError(
-                    f"{name[:80]!r} has {entry.file_size:,} bytes by method {entry.compress_type},"
+                    f"{name!r} has {entry.file_size:,} bytes by method {entry.compress_type},"
                     f" not up to {most:,} by {ZIP_STORED} or {ZIP_DEFLATED}"
                 )
-        members = ((name.removesuffix(".npy"), file.open(name)) for name in file.namelist())
-        return {name: signature(np.lib.format.read_array(member, allow_pickle=False)) for name, member in members}
+        members = {name: file.open(entry) for name, entry in zip(names, file.infolist(), strict=True)}
+        return {name: signature(np.lib.format.read_array(member, allow_pickle=False)) for name, member in members.items()}
 
 
 def layout_bytes(layout: Layout) -> int:

@@ -1533,6 +1533,16 @@ def test_a_script_ends_with_status_130_after_an_interrupt(
     assert capsys.readouterr().err.count("\n") == 1 and nothing_half_made()
 
 
+def test_an_array_that_stands_there_twice_is_a_defect(mirror: Path) -> None:
+    put_100k(mirror)
+    prepare(ML_100K)
+    folder = common.data_folder() / "ml-100k"
+    with zipfile.ZipFile(folder / "ratings.npz", "a") as more, pytest.warns(UserWarning, match="Duplicate name"):
+        more.writestr("user.npy", more.read("user.npy"))
+    reason = common.array_defect(ML_100K, folder)
+    assert reason == "ratings.npz cannot be read: it holds ['user', 'item', 'rating', 'user'], not ['user', 'item', 'rating']"
+
+
 def test_other_values_in_a_whole_array_are_a_defect_to_whoever_asks(
     mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -1576,9 +1586,10 @@ def test_prepared_arrays_that_swell_are_defects_and_are_not_unpacked(mirror: Pat
     path = common.data_folder() / "ml-100k" / "ratings.npz"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as new:
-        with new.open("user.npy", "w") as member:
-            np.lib.format.write_array_header_1_0(member, {"descr": "<i4", "fortran_order": False, "shape": (10**6,)})
-            member.write(bytes(4 * 10**6))
+        for name in ("user", "item", "rating"):
+            with new.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array_header_1_0(member, {"descr": "<i4", "fortran_order": False, "shape": (10**6,)})
+                member.write(bytes(4 * 10**6))
     whole = buffer.getvalue()
     place = whole.index(b"PK\1\2") + 24
     path.write_bytes(whole[:place] + struct.pack("<I", 150) + whole[place + 4 :] if understate else whole)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ def test_rights_are_the_least_and_every_job_ends(name, job, content):
         if "actions/checkout@" in step.get("uses", ""):
             assert step["with"]["persist-credentials"] is False
         if "actions/setup-python@" in step.get("uses", ""):
-            assert step["with"]["cache"] == "pip"
+            assert step["with"].get("cache") == (None if (name, job) in (("release", "build"), ("release", "try")) else "pip")
         # Only what these files say themselves is put into a command.
         assert set(re.findall(r"\$\{\{ *([\w.-]+)", step.get("run", ""))) <= {"matrix.install", "matrix.tests"}
     assert "secrets" not in str(content)
@@ -79,12 +80,31 @@ def test_commands_of_make_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     called = {word for _, _, job in JOBS for step in steps(job) for word in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
-    assert {"book", "test", "test-all", "pages", "dist", "links", "figures", "test-faults", "test-twice"} <= called <= targets
+    assert {"book", "test", "test-all", "pages", "links", "figures", "test-faults", "test-twice"} <= called <= targets
 
 
-def test_a_wheel_is_installed_and_tried_before_it_is_handed_on():
+def test_what_is_released_is_made_by_files_of_known_hashes_and_of_nothing_that_a_cache_holds():
+    for job in ("build", "try"):
+        found = steps(WORKFLOWS["release"]["jobs"][job])
+        assert "cache" not in str(found)
+        assert [step["run"] for step in found if "pip install" in step.get("run", "")] == [
+            "python -m pip install --require-hashes --no-deps -r requirements.hashes"
+        ]
     ran = [step.get("run") or step["uses"].partition("@")[0] for step in steps(WORKFLOWS["release"]["jobs"]["build"])]
-    assert ran[-3:] == ['make dist TAG="$GITHUB_REF_NAME"', ".venv/bin/python -m tools.dist try", "actions/upload-artifact"]
+    assert ran[-2:] == ['python -m tools.dist "$GITHUB_REF_NAME"', "actions/upload-artifact"]
+
+
+def test_a_wheel_is_tried_on_every_python_that_is_promised_before_it_is_published():
+    jobs = WORKFLOWS["release"]["jobs"]
+    ran = [step.get("run") or step["uses"].partition("@")[0] for step in steps(jobs["try"])]
+    assert ran[-2:] == ["actions/download-artifact", "python -m tools.dist try"] and jobs["try"]["needs"] == "build"
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    pythons = [found[1] for text in promised if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", text))]
+    assert jobs["try"]["strategy"]["matrix"]["python"] == pythons
+    assert ["${{ matrix.python }}"] == [
+        s["with"]["python-version"] for s in steps(jobs["try"]) if "setup-python@" in s.get("uses", "")
+    ]
+    assert jobs["publish"]["needs"] == ["test", "try"] and jobs["announce"]["needs"] == "publish"
 
 
 def test_data_that_could_be_had_are_kept_and_every_job_that_reads_them_has_them():
