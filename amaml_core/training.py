@@ -107,9 +107,9 @@ def fit(
     rounding. (An adaptive solver, though, chooses its steps for the tasks of a rank together, as for those of a chunk.) Rank 0
     alone reads and writes the checkpoint, from which any number of ranks may go on, calls the callbacks and shows the progress. An
     error on one rank is raised on all. So is the death of a rank, at once, and the silence of one, after ten minutes. Model, theta
-    and tasks of a rank live on its own device, such as ``cuda:LOCAL_RANK``, and nothing else of them or of the loss may depend on
-    the rank; NCCL adds up what is on GPUs. Where there is no process group yet, fit starts that of ``torchrun``, which then stays
-    until the process ends.
+    and tasks of a rank live on its own device, such as ``cuda:LOCAL_RANK``, all of one kind, and nothing else of them or of the
+    loss may depend on the rank; NCCL adds up what is on GPUs. Where there is no process group yet, fit starts that of ``torchrun``,
+    which then stays until the process ends.
 
     Args:
         method: gives the meta-gradient; see :func:`amaml_core.meta_gradient`.

@@ -1453,13 +1453,13 @@ def test_a_host_that_sends_drop_by_drop_is_given_up(host: Host, monkeypatch: pyt
 
 
 def test_a_download_that_was_given_up_writes_no_more_and_is_resumed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.pause = 0.25
+    host.pause = 0.7
     with monkeypatch.context() as patch:
-        patch.setattr(download, "SLOW_SECONDS", 0.4)
-        with pytest.raises(Unreachable, match=r"sent [0-9,]+ bytes in 0\.4 seconds"):
+        patch.setattr(download, "SLOW_SECONDS", 1)
+        with pytest.raises(Unreachable, match=r"sent [0-9,]+ bytes in 1 seconds"):
             prepare(hosted(host))
     have = part().stat().st_size
-    time.sleep(0.3)
+    time.sleep(0.8)
     assert part().stat().st_size == have > 0
     host.pause = 0
     prepare(hosted(host))

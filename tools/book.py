@@ -184,7 +184,7 @@ def data_report() -> str:
         if reason is None:
             official = strict.parse((folder / "manifest.json").read_bytes()).get("official")
             state = "real (the official archive)" if official else "real (from a mirror, checked against the official counts)"
-        elif folder.exists():
+        elif (folder / "manifest.json").is_file():
             state = f"refused: {folder}: {reason}; run `make data`"
         else:
             state = "a stand-in"
