@@ -92,9 +92,9 @@ class Ranks:
             raise ValueError(f"rank {self.rank} (here) was given another run than rank 0 (there); {alike}:\n  {lines}")
         self.agree()
 
-    def agree(self) -> None:
-        """Wait for all ranks, and see that all are well."""
-        self._exchange(lambda: None)
+    def agree(self, tokens: tuple[int, ...] = NO_TOKENS) -> None:
+        """Wait for all ranks, and see that all are well and have the same tokens."""
+        self._exchange(lambda: None, tokens)
 
     def tell(self, error: BaseException) -> None:
         """Raise this rank's error on all others, unless they know of it or are out of reach."""

@@ -180,16 +180,12 @@ def fit(
         make = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
         outer = OuterLoop(problem, theta, phi, learned, make, scheduler, clip_norm, kept=checkpoint is not None)
         watched.try_out(method, problem, outer, kept=checkpoint is not None)
-        settings: dict[str, Any] = {
-            "method": method,
-            "learn": learn,
-            "multi_step": multi_step,
-            "validation": watched or None,
-            "seed": seed,
-        }
         kind = outer.theta.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        settings |= {"tf32": problem.tf32, "autocast": autocast}
+        settings: dict[str, Any] = {
+            "method": method, "learn": learn, "multi_step": multi_step, "validation": watched or None, "seed": seed,
+            "tf32": problem.tf32, "autocast": autocast,
+        }  # fmt: skip
         further = {"meta_steps": meta_steps, "checkpoint": checkpoint is not None}
         ranks.same(lambda: description(problem, outer, settings | further))
         path, identity = None, {}
@@ -228,6 +224,8 @@ def fit(
                     stopped = tell(callbacks, step)
                 run.save(every=SAVE_EVERY_SECONDS)
                 stopped = ranks.any(stopped)
+            if ranks.size > 1:
+                ranks.agree(run.tokens())  # after the last update, too
         if watched and not watched.turn(len(run.rows)):  # after the last save
             run.rows[-1]["validation"] = measure() if last is None else last
             run.best.take(len(run.rows), run.rows[-1]["validation"], outer.copies())

@@ -46,6 +46,9 @@ WRONG = {  # the case, the error on the guilty rank, and that on the others
     "a rate from the second step on": (
         {"rate": 1.0, "other": {"rate": 0.5}}, *["ValueError: the optimiser has another learning rate"] * 2,
     ),
+    "other steps at the end": (
+        {"by": 1e-9, "other": {"by": 0.0}, "steps": 1}, *["ValueError: the optimiser has made another theta"] * 2,
+    ),
     "other steps": ({"by": 1e-9, "other": {"by": 0.0}}, *["ValueError: the optimiser has made another theta"] * 2),
     "another buffer": (
         {"mean": 1.0, "other": {"mean": 2.0}}, f"ValueError: {OTHER}buffers.mean: ", f"ValueError: rank 1 of {{0}}: {OTHER}",
