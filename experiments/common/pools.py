@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import signal
@@ -235,11 +234,10 @@ def _code() -> tuple[str, dict[str, str]]:
 
 def digest(*folders: Path) -> str:
     """Of the Python files of the folders: of what runs, whatever else a commit holds."""
-    found = hashlib.blake2b(digest_size=4)
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            found.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode() + path.read_bytes())
-    return found.hexdigest()
+    from amaml_core import strict
+
+    files = [(folder, path) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return strict.digest([[str(path.relative_to(folder)), strict.file_digest(path)] for folder, path in files])[:8]
 
 
 @cache
