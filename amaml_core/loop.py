@@ -205,9 +205,8 @@ class Run:
                 try:
                     yield
                 finally:
-                    with suppress(
-                        RuntimeWarning
-                    ):  # where warnings are errors; it would take the place of the result, or of an error
+                    # Where warnings are errors, one would take the place of the result, or of an error.
+                    with suppress(RuntimeWarning):
                         self.save()
             except (KeyboardInterrupt, SystemExit) as stop:
                 if self.path is not None:

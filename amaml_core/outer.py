@@ -114,8 +114,8 @@ class OuterLoop:
         self.optimizer.step()
         if free is not None:  # some optimisers move what has no gradient: weight decay and momentum do
             self._theta.data = torch.where(free, self._theta.data, before)
-        values = [p.exp() if self.learned is not None and p is self.learned.logarithm else p for p in self.parameters]
-        if not all(value.isfinite().all() for value in values) or (self.learned is not None and not values[-1].all()):
+        learned = [] if self.learned is None else [self.learned.logarithm.exp()]
+        if not all(value.isfinite().all() for value in (*self.parameters, *learned)) or not all(value.all() for value in learned):
             raise DivergenceError(
                 f"{type(self.optimizer).__name__} at the learning rate {self.lr:g} leads to numbers that are not finite, or to a "
                 "horizon or step size of 0; lower the rate, or compute in a higher precision"
