@@ -201,19 +201,22 @@ class Outer(nn.Module):
         return meta_loss(METHODS[0], self.problem, self.model, Tasks(*tensors), self.phi)
 
 
+def averaged(rank, size):
+    """The wrapper ends here, before the group does: it would close the group amid the interpreter's lock, for which the group's
+    own thread may wait (https://github.com/pytorch/pytorch/issues/56297)."""
+    problem, _, tasks = case(phi=True)
+    outer = Outer(problem)
+    own = tasks if size == 1 else tasks[rank : rank + 1]
+    wrapped = DistributedDataParallel(outer)
+    wrapped(*own.tensors).backward()
+    return torch.cat([of_module(outer.model), outer.phi.grad])
+
+
 def work(rank, size, port, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     try:
-        problem, _, tasks = case(phi=True)
-        outer = Outer(problem)
-        wrapped = DistributedDataParallel(outer)
-        own = tasks if size == 1 else tasks[rank : rank + 1]
-        wrapped(*own.tensors).backward()
-        found = torch.cat([of_module(outer.model), outer.phi.grad])
-        if results is None:
-            return found
-        results[rank] = found.tolist()
+        results[rank] = averaged(rank, size).tolist()
     finally:
         torch.distributed.destroy_process_group()
 
@@ -243,7 +246,8 @@ def test_distributed_data_parallel_averages_over_processes(size):
     expected = meta_gradient(METHODS[0], problem, theta, tasks[: 3 if size == 1 else 2], PHI)
     expected = torch.cat([expected.gradient, expected.phi_gradient])
     if size == 1:
-        assert torch.equal(work(0, 1, free_port(), None), expected)
+        work(0, 1, free_port(), results := {})
+        assert torch.equal(torch.tensor(results[0], dtype=F64), expected)
         return
     context = torch.multiprocessing.get_context("spawn")
     with context.Manager() as manager:

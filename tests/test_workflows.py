@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,3 +167,15 @@ def test_all_parts_are_all_tests_once_and_what_tests_start_knows_of_no_part(monk
         assert 10 < len(items) < 40
         taken += items
     assert sorted(test.nodeid for test in taken) == sorted(test.nodeid for test in tests) and len(left) == 100
+
+
+def test_a_test_that_hangs_fails_by_its_name_and_the_others_run(tmp_path):
+    """Even one that waits in C and holds the interpreter's lock, where no signal and no other thread of Python comes to its turn."""
+    (tmp_path / "test_both.py").write_text(
+        "import ctypes\n\n\ndef test_hangs():\n    ctypes.PyDLL(None).pause()\n\n\ndef test_other():\n    pass\n"
+    )
+    settings = ["-c", str(ROOT / "pyproject.toml"), "-o", "faulthandler_timeout=1", "-p", "no:cacheprovider", "-n", "1"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *settings, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout
+    assert re.search(r"crashed while running '.*test_both.py::test_hangs'", done.stdout)
+    assert "in test_hangs" in done.stderr + done.stdout
