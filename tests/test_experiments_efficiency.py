@@ -233,6 +233,7 @@ def test_many_ranks_are_ideal_where_only_arithmetic_costs_and_not_where_words_do
     assert words["weak", "predicted"].is_monotonic_decreasing and words.loc[64, ("strong", "predicted")] < 0.5
 
 
+@pytest.mark.slow
 def test_a_meta_step_in_two_processes_is_measured_on_the_same_loads(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     loads = SIZES["smoke"].held_out

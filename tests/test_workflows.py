@@ -170,7 +170,7 @@ def test_all_parts_are_all_tests_once_and_what_tests_start_knows_of_no_part(monk
 
 
 def test_a_test_that_hangs_fails_by_its_name_and_the_others_run(tmp_path):
-    """Even one that waits in C and holds the interpreter's lock, where no signal and no other thread of Python comes to its turn."""
+    """Even one that waits in C and holds the interpreter's lock, where no signal and no other thread is heard."""
     (tmp_path / "test_both.py").write_text(
         "import ctypes\n\n\ndef test_hangs():\n    ctypes.PyDLL(None).pause()\n\n\ndef test_other():\n    pass\n"
     )
