@@ -1165,13 +1165,15 @@ def test_what_a_kill_left_beside_whole_data_goes_unless_another_run_is_at_work(m
     assert not prepare(ML_100K) and not left.exists() and arrays(ML_100K) == SORTED
 
 
-def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, capsys: pytest.CaptureFixture) -> None:
+def test_two_runs_at_once_prepare_a_data_set_once(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_100k(mirror)
     built: list[Path] = []
+    said = io.StringIO()  # unlike capsys, it loses nothing that another thread writes while it is read
+    monkeypatch.setattr(sys, "stdout", said)
 
     def slow_build(sources, folder, counts):
         built.append(folder)
-        while "another run is preparing it" not in capsys.readouterr().out:
+        while "another run is preparing it" not in said.getvalue():
             time.sleep(0.01)
         return ML_100K.build(sources, folder, counts)
 

@@ -1,6 +1,7 @@
 """What all evaluations share: cells and their records, choices, intervals, published numbers, and the structure of the house."""
 
 import ast
+import io
 import json
 import math
 import os
@@ -242,13 +243,15 @@ def test_a_cell_that_fails_is_named_and_ends_no_other(fake, tmp_path, monkeypatc
     assert [record.seed for record in records.read("fake", tmp_path)] == [2, 3]
 
 
-def test_a_second_sweep_waits_for_the_first_and_runs_what_that_has_left(fake, tmp_path, monkeypatch, capsys):
+def test_a_second_sweep_waits_for_the_first_and_runs_what_that_has_left(fake, tmp_path, monkeypatch):
+    said = io.StringIO()  # unlike capsys, it loses nothing that another thread writes while it is read
+    monkeypatch.setattr(sys, "stderr", said)
     cells = [Cell("fake", "a", {}, seed) for seed in (0, 1)]
     monkeypatch.setattr(runner, "cells", lambda profile, seed: cells)
     with ThreadPoolExecutor(1) as other:
         with only_sweep(cells, tmp_path):
             second = other.submit(runner.main, ["--out", str(tmp_path)])
-            while "another sweep is at work on" not in capsys.readouterr().err and not second.done():
+            while "another sweep is at work on" not in said.getvalue() and not second.done():
                 time.sleep(0.01)
             run_cells(cells[:1], tmp_path)
             assert fake == [0]
