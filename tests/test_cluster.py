@@ -64,6 +64,7 @@ def test_a_cluster_leaves_the_records_of_one_process_though_a_worker_is_killed_o
             "with Client(sys.argv[1]) as client:\n"
             "    client.wait_for_workers(2)\n"
             "    pids = client.run(os.getpid)\n"
+            "    print('ready', flush=True)\n"
             "    while not (busy := [worker for worker, calls in client.processing().items() if calls]):\n"
             "        time.sleep(0.01)\n"
             "    os.kill(pids[busy[0]], signal.SIGKILL)\n"
@@ -72,8 +73,13 @@ def test_a_cluster_leaves_the_records_of_one_process_though_a_worker_is_killed_o
         with Client(address) as client:
             client.wait_for_workers(2, timeout=PATIENCE)
         killer = subprocess.Popen([sys.executable, "-c", script, address], stdout=subprocess.PIPE, text=True)
-        run_cells(cells, tmp_path / "two", scheduler=address)
-        assert killer.communicate(timeout=PATIENCE)[0] == "killed\n"
+        try:
+            assert killer.stdout.readline() == "ready\n"  # or all cells might be over before it looks for one
+            run_cells(cells, tmp_path / "two", scheduler=address)
+            assert killer.communicate(timeout=PATIENCE)[0] == "killed\n"
+        finally:
+            killer.kill()
+            killer.communicate()
     one, two = (records.read("efficiency", tmp_path / name) for name in ("one", "two"))
     assert sorted(r.key for r in one) == sorted(r.key for r in two) == sorted(c.key for c in cells)
     by_key = {r.key: r for r in two}

@@ -1392,14 +1392,18 @@ def test_no_host_is_asked_without_encryption(host: Host, monkeypatch: pytest.Mon
     assert host.asked == []
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that nobody listens at, and that nobody else can take while the test runs."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
-def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(offline: Path, capsys: pytest.CaptureFixture) -> None:
-    address = f"127.0.0.1:{closed_port()}"
+def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(
+    offline: Path, closed_port: int, capsys: pytest.CaptureFixture
+) -> None:
+    address = f"127.0.0.1:{closed_port}"
     urls = (f"https://{address}/ml-100k.zip", f"https://{address}/archive/ml-100k.zip")
     expected = rf"^{address} cannot be reached \(no connection\)\. .*movielens/ml-100k\.zip and set AMAML_MIRROR=DIR$"
     with pytest.raises(Unreachable, match=expected):
@@ -1409,8 +1413,8 @@ def test_an_unreachable_host_is_named_with_a_way_out_and_asked_once(offline: Pat
     assert common.data_folder().is_dir()  # else the chapters that follow `make data` would miss it, and not use stand-ins
 
 
-def test_the_next_host_is_asked_when_one_is_silent_or_lost_the_file(host: Host) -> None:
-    prepare(hosted(host, f"http://127.0.0.1:{closed_port()}/ml-100k.zip", host.url))
+def test_the_next_host_is_asked_when_one_is_silent_or_lost_the_file(host: Host, closed_port: int) -> None:
+    prepare(hosted(host, f"http://127.0.0.1:{closed_port}/ml-100k.zip", host.url))
     assert arrays(ML_100K) == SORTED
 
 

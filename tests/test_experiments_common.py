@@ -336,8 +336,9 @@ def run(cell, scratch):
             with open(scratch.parent / f"{cell.seed}.drawn", "a") as file:
                 print(os.getpid(), file=file)
             drawn = lambda: {path.stem: len(path.read_text().split()) for path in scratch.parent.glob("*.drawn")}
-            while drawn()[str(cell.seed)] >= 5 and (len(drawn()) < 2 or min(drawn().values()) < 5):
-                time.sleep(0.01)  # for the other process, which may start late
+            held = lambda: (scratch.parent / "hold").exists() or len(drawn()) < 2 or min(drawn().values()) < 5
+            while drawn()[str(cell.seed)] >= 5 and held():
+                time.sleep(0.01)  # for the other process, which may start late, and for the test, which may be slow to kill
             return super().__call__(generator)
     torch.manual_seed(0)
     problem = Problem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss, trace=False)
@@ -376,13 +377,15 @@ def lives(pid):
 def test_the_processes_of_a_sweep_save_their_state_and_end_when_the_sweep_alone_is_killed(tmp_path, end):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert long_sweep(tmp_path, whole).wait(timeout=120) == 0
+    out.mkdir()
+    (out / "hold").touch()
     first = long_sweep(tmp_path, out)
     while len(drawn := [path.read_text().split() for path in out.glob("*.drawn")]) < 2 or min(map(len, drawn)) < 5:
         assert first.poll() is None
         time.sleep(0.01)
     first.send_signal(end)
     said = first.communicate(timeout=60)[1] if end == signal.SIGTERM else ""
-    until, pids = time.monotonic() + 5, [int(pid) for pid, *_ in drawn]
+    until, pids = time.monotonic() + 60, [int(pid) for pid, *_ in drawn]  # far more than they take
     while any(lives(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.05)
     left = [pid for pid in pids if lives(pid)]
@@ -393,6 +396,7 @@ def test_the_processes_of_a_sweep_save_their_state_and_end_when_the_sweep_alone_
         assert "interrupted: 0 of 2 cells have a record; the same command goes on" in said and "Traceback" not in said
     saved = [len(load_file(path)["state.rows"]) for path in out.glob(".scratch/[!.]*.safetensors")]
     assert len(saved) == 2 and 0 < min(saved) <= max(saved) < 60
+    (out / "hold").unlink()
     assert long_sweep(tmp_path, out).wait(timeout=120) == 0
     one, two = (records.read("long", folder) for folder in (whole, out))
     assert len(one) == 2 and [deviation(a, b) for a, b in zip(one, two, strict=True)] == [0, 0]

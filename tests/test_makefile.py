@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -227,12 +226,10 @@ def test_lab_starts_with_the_kernel_of_its_own_python_whatever_others_there_are(
         foreign = tmp_path / place / "kernels" / "python3" / "kernel.json"
         foreign.parent.mkdir(parents=True)
         foreign.write_text(json.dumps({"argv": ["/no/python"], "display_name": "x", "language": "python"}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     environment |= {**own, "JUPYTER_PATH": str(tmp_path / "jupyter"), "JUPYTER_TOKEN": "x", "VENV": str(tmp_path / "venv")}
-    options = f"LAB=--no-browser --allow-root --port={port} --ServerApp.port_retries=0"
+    options = "LAB=--no-browser --allow-root --port=0 --ServerApp.port_retries=0"
     log = tmp_path / "log"
     with log.open("w") as file:
         lab = subprocess.Popen(["make", "lab", f"PYTHON={sys.executable}", options], cwd=ROOT, env=environment, stdout=file,
@@ -240,10 +237,12 @@ def test_lab_starts_with_the_kernel_of_its_own_python_whatever_others_there_are(
     try:
         for _ in range(240):
             try:
-                specs = json.load(urlopen(f"http://127.0.0.1:{port}/api/kernelspecs?token=x"))
-                page = urlopen(f"http://127.0.0.1:{port}/lab?token=x").read().decode()
+                (told,) = (tmp_path / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")
+                address = f"http://127.0.0.1:{json.loads(told.read_text())['port']}"
+                specs = json.load(urlopen(f"{address}/api/kernelspecs?token=x", timeout=60))
+                page = urlopen(f"{address}/lab?token=x", timeout=60).read().decode()
                 break
-            except OSError:
+            except (OSError, ValueError):  # it has not told its port yet, or does not answer
                 assert lab.poll() is None, log.read_text()
                 time.sleep(0.5)
     finally:
