@@ -740,6 +740,7 @@ def fails(folder):
     (folder / "begun").touch()
     time.sleep(0.5)
 
+# By this seed all moments come early: where the undisturbed work is slow, they come later, and still within it.
 for work in (writes_in_place, forgets, fails):
     print([word.split()[:3] for word in kills.trials(work, 3, random.Random(690))])
 """
