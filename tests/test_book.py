@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import torch
 import yaml
 from bs4 import BeautifulSoup, SoupStrainer
 from faults import fuzz, twice
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -436,6 +438,21 @@ def test_a_chapter_runs_in_the_python_that_runs_it(chapter, foreign_kernel):
     notebooks.run("one", "smoke")
     made = nbformat.read(notebooks.run_path("one", "smoke"), as_version=4)
     assert made.cells[-1].outputs[0].text.strip() == sys.executable
+
+
+def test_a_kernel_whose_port_another_program_has_taken_is_started_again(chapter, monkeypatch):
+    taken, write = [], AsyncKernelManager.write_connection_file
+
+    def write_and_take(self, **given):
+        write(self, **given)
+        if not taken:
+            taken.append(socket.create_server(("127.0.0.1", self.shell_port)))
+
+    monkeypatch.setattr(AsyncKernelManager, "write_connection_file", write_and_take)
+    chapter("print(1)")
+    made = nbformat.read(notebooks.run("one", "smoke"), as_version=4)
+    assert made.cells[-1].outputs[0].text == "1\n"
+    taken.pop().close()
 
 
 def test_a_failed_run_raises_and_leaves_no_run(chapter):

@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
@@ -348,7 +349,8 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
     nbformat.write(with_solutions(clean(source)), given)
     try:
         with patch.dict(os.environ, settings):  # for this run alone: the next one may be with data
-            papermill.execute_notebook(
+            execute = partial(
+                papermill.execute_notebook,
                 given,
                 made,
                 parameters={"profile": profile} | ({"seed": seed} if seed else {}),
@@ -359,6 +361,12 @@ def _run(name: str, profile: str, seed: int, data: bool, target: Path, scratch: 
                 execution_timeout=CELL_TIMEOUT[profile],
                 extra_arguments=["--IPKernelApp.log_level=50"],  # an error in a cell is reported below
             )
+            try:
+                execute()
+            except RuntimeError as error:
+                if "died before replying" not in str(error):
+                    raise
+                execute()  # its ports are chosen here and opened there: another program may have taken one in between
     except papermill.exceptions.PapermillExecutionError as error:
         executed = nbformat.read(made, as_version=4)
         made.replace(failed)
