@@ -108,8 +108,9 @@ def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:
         return 0
     with only_sweep(todo, folder):
         if not arguments.force:
-            todo = missing(todo, folder)  # another sweep may have ended in between
+            todo = missing(todo, folder)  # another sweep may have made them in between
         if not todo:
+            tidy_up(chosen, folder)  # that one may have been killed
             return 0
         each = durations(folder, todo)
         print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")

@@ -263,6 +263,16 @@ def test_a_second_sweep_waits_for_the_first_and_runs_what_that_has_left(fake, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scratch", "fake.jsonl"]
 
 
+def test_a_sweep_for_which_another_has_left_nothing_but_its_lock_removes_that(fake, tmp_path, monkeypatch):
+    cells = [Cell("fake", "a", {}, 0)]
+    looks = iter([cells, []])  # before it waits, and after
+    monkeypatch.setattr(runner, "cells", lambda profile, seed: cells)
+    monkeypatch.setattr(runner, "missing", lambda *_: next(looks))
+    (tmp_path / ".fake.jsonl.lock").touch()
+    runner.main(["--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == [] and fake == []
+
+
 def test_an_interrupted_sweep_says_in_a_line_how_to_go_on(fake, tmp_path, monkeypatch, capsys):
     def run(cell, scratch):
         if cell.seed == 1:
