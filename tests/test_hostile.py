@@ -716,7 +716,7 @@ def test_work_that_is_killed_is_made_as_if_nothing_had_happened():
 
 
 CARELESS = """
-import random, sys, time
+import random, subprocess, sys, time
 sys.path.insert(0, "tests/faults")
 import kills
 
@@ -740,8 +740,13 @@ def fails(folder):
     (folder / "begun").touch()
     time.sleep(0.5)
 
+def deserts(folder):
+    subprocess.Popen(["sleep", "5"])
+    time.sleep(0.5)
+
+kills.two_at_once, kills.GRACE = deserts, 0.5  # which is killed alone, and whose children have no time to end
 # By this seed all moments come early: where the undisturbed work is slow, they come later, and still within it.
-for work in (writes_in_place, forgets, fails):
+for work in (writes_in_place, forgets, fails, deserts):
     print([word.split()[:3] for word in kills.trials(work, 3, random.Random(690))])
 """
 
@@ -750,6 +755,6 @@ for work in (writes_in_place, forgets, fails):
 def test_the_kill_script_sees_what_careless_work_loses():
     done = subprocess.run([sys.executable, "-c", CARELESS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    in_place, forgotten, failed = (ast.literal_eval(line) for line in done.stdout.splitlines())
+    in_place, forgotten, failed, deserted = (ast.literal_eval(line) for line in done.stdout.splitlines())
     assert ["the", "second", "run"] in in_place and ["the", "second", "run"] in failed
-    assert any(words[:1] == ["left"] for words in forgotten)
+    assert any(words[:1] == ["left"] for words in forgotten) and ["1", "processes", "of"] in deserted

@@ -29,6 +29,7 @@ import torch._dynamo  # which optimisers import when they are first made: here, 
 from bs4 import BeautifulSoup
 
 PATIENCE = 300  # seconds that a run may take undisturbed
+GRACE = 30  # seconds that the children of a killed run may take to see it, to save their state, and to end
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
@@ -42,8 +43,8 @@ from amaml_core.samplers import CosMixture, FunctionSampler  # noqa: E402
 from data_scripts import download, movielens_100k  # noqa: E402
 from data_scripts.common import prepare  # noqa: E402
 from data_scripts.fetch import Archive, obtain  # noqa: E402
+from experiments import __main__ as runner  # noqa: E402
 from experiments.common import records  # noqa: E402
-from experiments.common.cells import missing, run_cells  # noqa: E402
 from experiments.synthetic.settings import cells as synthetic_cells  # noqa: E402
 from tools import book, notebooks  # noqa: E402
 from tools.faults import keep  # noqa: E402
@@ -61,9 +62,10 @@ def train(folder: Path) -> object:
 
 
 def sweep(folder: Path, jobs: int = 1) -> object:
-    """Four small cells; their tables."""
+    """Four small cells by the command that runs them all; their tables."""
     cells = [cell for cell in synthetic_cells("smoke") if cell.kind == "curves"][:4]
-    run_cells(missing(cells, folder), folder, jobs)
+    runner.cells = lambda profile, seed: cells
+    runner.main(["--out", str(folder), "--jobs", str(jobs)])
     found = {record.key: record.table.to_dict("list") for record in records.read("synthetic", folder)}
     return [found.get(cell.key) for cell in cells]
 
@@ -178,6 +180,14 @@ def kill(pid: int, alone: bool = False) -> None:
     os.waitpid(pid, 0)
 
 
+def outliving(group: int) -> list[int]:
+    """The processes of a group that do not end."""
+    limit = time.monotonic() + GRACE
+    while (left := living(group)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return left
+
+
 def living(group: int) -> list[int]:
     """The processes of a group that have not ended."""
     found = []
@@ -227,7 +237,7 @@ def trials(work: Callable[[Path], object], count: int, draw: random.Random) -> I
                 yield f"the second run failed: {end.error}"
             elif end.result != whole.result:
                 yield "the second run ended otherwise"
-            elif left := living(pid):
+            elif left := outliving(pid):
                 os.killpg(pid, signal.SIGKILL)
                 yield f"{len(left)} processes of the first run live"
             else:
