@@ -1,10 +1,10 @@
 """The meta-gradient in PyTorch's autograd: of vectors and modules, scaled, in larger losses, in distributed wrappers."""
 
 import copy
-import gc
 
 import pytest
 import torch
+from groups import gloo
 from problems import F64, regression, relative
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -202,8 +202,7 @@ class Outer(nn.Module):
 
 
 def averaged(rank, size):
-    """The wrapper ends here, before the group does: it would close the group amid the interpreter's lock, for which the group's
-    own thread may wait (https://github.com/pytorch/pytorch/issues/56297)."""
+    """The gradient by a wrapper, which ends here, before the group does."""
     problem, _, tasks = case(phi=True)
     outer = Outer(problem)
     own = tasks if size == 1 else tasks[rank : rank + 1]
@@ -214,24 +213,16 @@ def averaged(rank, size):
 
 def work(rank, size, store, results):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    try:
+    with gloo(store, rank, size):
         results[rank] = averaged(rank, size).tolist()
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_a_distributed_wrapper_in_the_place_of_theta_is_refused(tmp_path):
     """It averages the gradients of what its own forward pass returns."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        problem, _, tasks = case()
-        with pytest.raises(ValueError, match="forward"):
-            meta_loss(METHODS[0], problem, DistributedDataParallel(problem.model), tasks)
-    finally:
-        gc.collect()  # the error's frames hold the wrapper, which has to end before the group does: see `averaged`
-        torch.distributed.destroy_process_group()
+    problem, _, tasks = case()
+    with gloo(tmp_path / "store"), pytest.raises(ValueError, match="forward"):
+        meta_loss(METHODS[0], problem, DistributedDataParallel(problem.model), tasks)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")

@@ -1,6 +1,5 @@
 """Each example runs, without a warning, is short, is listed, and shows what it says it shows."""
 
-import gc
 import os
 import runpy
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from groups import gloo
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -73,15 +73,9 @@ def better_and_the_same_under_a_wrapper(found):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 @pytest.mark.slow
 def test_outer_loop_in_a_distributed_wrapper(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        prepare = lambda learner, *others: (DistributedDataParallel(learner), *others)  # noqa: E731
+    prepare = lambda learner, *others: (DistributedDataParallel(learner), *others)  # noqa: E731
+    with gloo(tmp_path / "store"):
         _, found = run("outer_loop", (prepare, torch.Tensor.backward, clip_grad_norm_))
-    finally:
-        # What is left of the wrapper ends before the group, or it would close the group amid the interpreter's lock, for which the
-        # group's own thread may wait (https://github.com/pytorch/pytorch/issues/56297).
-        gc.collect()
-        torch.distributed.destroy_process_group()
     assert better_and_the_same_under_a_wrapper(found)
 
 
