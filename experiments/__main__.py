@@ -103,18 +103,17 @@ def sweep(chosen: list[Cell], arguments: argparse.Namespace) -> int:
     without = missing(chosen, folder)
     print(f"{len(chosen) - len(without)} of {len(chosen)} cells have a record")
     say_versions(chosen, folder)
-    if not (todo := chosen if arguments.force else without):
-        tidy_up(chosen, folder)
-        return 0
+    todo = chosen if arguments.force else without
     with only_sweep(todo, folder):
         if not arguments.force:
             todo = missing(todo, folder)  # another sweep may have made them in between
-        if not todo:
-            tidy_up(chosen, folder)  # that one may have been killed
-            return 0
-        each = durations(folder, todo)
-        print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")
-        failed = run_cells(todo, folder, arguments.jobs, arguments.threads, arguments.scheduler)
+        if todo:
+            each = durations(folder, todo)
+            print(f"about {sum(each[c.evaluation, c.kind] for c in todo) / 60:.0f} core minutes to go")
+            failed = run_cells(todo, folder, arguments.jobs, arguments.threads, arguments.scheduler)
+    if not todo:
+        tidy_up(chosen, folder)
+        return 0
     if failed:
         said = f"{len(failed)} of {len(todo)} cells failed, for the reasons above; the same command tries them again"
         print(said, file=sys.stderr)
